@@ -1,0 +1,52 @@
+"""Fixtures shared by all tests: the real sample files, and a hand-made six-camera rig."""
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from syntheocc.occupancy.cameras import NUSCENES_CAMERAS, Camera, CameraRig
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of research-licensed sample files; skips the test when the machine has none."""
+    root = Path(os.environ.get("SYNTHEOCC_REAL_DATA", ROOT.parent / "shared" / "real"))
+    if not root.is_dir():
+        pytest.skip(f"no real sample files at {root} (set SYNTHEOCC_REAL_DATA)")
+    return root
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `gpu` skip with a reason where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def camera_at(yaw_deg: float, focal: float = 1266.0, position=(0.0, 0.0, 1.5), height: int = 900, width: int = 1600):
+    """A level pinhole camera looking along `yaw_deg` (0 = forward, 90 = left) in the ego frame."""
+    cos, sin = math.cos(math.radians(yaw_deg)), math.sin(math.radians(yaw_deg))
+    cam2ego = torch.eye(4, dtype=torch.float64)
+    cam2ego[:3, :3] = torch.tensor([[sin, 0, cos], [-cos, 0, sin], [0, -1, 0]], dtype=torch.float64)
+    cam2ego[:3, 3] = torch.tensor(position, dtype=torch.float64)
+    center = [[focal, 0, width / 2 - 0.5], [0, focal, height / 2 - 0.5], [0, 0, 1]]
+    return Camera(center, cam2ego, height, width)
+
+
+@pytest.fixture(scope="session")
+def six_cameras() -> CameraRig:
+    """A level rig with the nominal yaws and focal lengths of the nuScenes cars."""
+    yaws = (55, 0, -55, -110, 180, 110)
+    return CameraRig(
+        {
+            name: camera_at(yaw, focal=809.0 if name == "CAM_BACK" else 1266.0)
+            for name, yaw in zip(NUSCENES_CAMERAS, yaws, strict=True)
+        }
+    )
