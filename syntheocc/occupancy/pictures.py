@@ -251,14 +251,7 @@ def bev_picture(grid: OccupancyGrid, shade: bool = True, below: float | None = N
 
 def save_picture(picture: Any, path: str | Path, **options: Any) -> Path:
     """Write a picture by rename (PNG, JPEG, ... by the suffix; `options` go to Pillow, e.g. quality=95)."""
-    from PIL import Image
+    from syntheocc.engine.files import atomic_write_image
 
-    from syntheocc.engine.files import atomic_path
-
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        Image.fromarray(as_picture(picture)).save(
-            temporary, format=Image.registered_extensions()[path.suffix.lower()], **options
-        )
-    return path
+    atomic_write_image(path, as_picture(picture), **options)
+    return Path(path)

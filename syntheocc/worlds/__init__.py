@@ -1,0 +1,1 @@
+"""Worlds made by code: a hand-laid example street now, the procedural world on top of it."""
