@@ -101,7 +101,8 @@ class Camera:
 
         Returns:
             pixels float64 [..., 2] (u, v), NaN where the point has no image (behind a pinhole, beyond the
-            lens's range; the image border is not checked), and depth [...]: z for a pinhole, the distance for the other models.
+            lens's range; the image border is not checked), and depth [...]: z for a pinhole, the distance for
+            the other models.
         """
         points = torch.as_tensor(points_cam, dtype=torch.float64)
         x, y, z = points.unbind(-1)

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Runs the tests on the CPU; sets up an environment first when there is none. About ten minutes on two cores.
+#   bash test.sh                     all tests
+#   bash test.sh tests/models -x     arguments go to pytest
+#   bash test.sh --lint              ruff and mypy first (what CI does)
+set -euo pipefail
+cd "$(dirname "$0")"
+source utils/setup_env.sh
+ensure_env dev
+
+if [ "${1:-}" = "--lint" ]; then
+  shift
+  "$PYTHON" -m ruff check .
+  "$PYTHON" -m ruff format --check .
+  "$PYTHON" -m mypy
+fi
+# Two workers: the machine's cores, one torch thread each, so that workers do not fight over them.
+workers=${TEST_WORKERS:-$(nproc)}
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+exec "$PYTHON" -m pytest -n "$workers" --dist loadfile "$@"
