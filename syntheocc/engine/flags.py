@@ -1,0 +1,156 @@
+"""Command-line flags from a dataclass: the published spelling (underscores, ``--flag``, ``--flag=True``), no guessing.
+
+`train.py`, `infer.py` and `utils/gen_mtp.py` keep the flags that their users' scripts pass today. tyro, which serves
+the `syntheocc` command from the same dataclasses, refuses ``--use_cbgs=True`` for a switch; this module takes it.
+
+Example:
+    >>> @dataclass(kw_only=True)
+    ... class Job:
+    ...     seed: int = flag(0, "seed of the noise")
+    ...     use_cbgs: bool = flag(False, "balance the classes")
+    ...     mtp_path: str = flag("samples_syntheocc_surocc", "folder of the MPIs", env="$DATA_USED")
+    >>> parse_flags(Job, ["--use_cbgs=True"], environ={"DATA_USED": "mine"})
+    Job(seed=0, use_cbgs=True, mtp_path='mine')
+"""
+
+import argparse
+import dataclasses
+import os
+import string
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+Config = TypeVar("Config")
+
+_TRUE = {"true", "1", "yes", "on"}
+_FALSE = {"false", "0", "no", "off"}
+
+
+def flag(default: Any, help: str, env: str | tuple[str, ...] = ()) -> Any:
+    """A dataclass field with a help text and, optionally, environment variables that replace its default.
+
+    Args:
+        default: the field's default.
+        help: one line for ``--help``.
+        env: templates such as ``"$OUTPUT_DIR"`` or ``"./ckp/$EXP_NAME"``; the first one whose variables are all set
+            and not empty gives the default. A flag on the command line wins over the environment.
+    """
+    templates = (env,) if isinstance(env, str) else tuple(env)
+    return dataclasses.field(default=default, metadata={"help": help, "env": templates})
+
+
+def from_environment(templates: Sequence[str], environ: Mapping[str, str]) -> str | None:
+    """The first template whose variables are all set and not empty, filled in; None if there is none."""
+    present = {name: value for name, value in environ.items() if value}
+    for template in templates:
+        try:
+            return string.Template(template).substitute(present)
+        except KeyError:
+            continue
+    return None
+
+
+def parse_flags(
+    config_class: type[Config],
+    argv: Sequence[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    description: str | None = None,
+) -> Config:
+    """Read the flags of `config_class` (one per field, same name) and build it.
+
+    Args:
+        config_class: a dataclass with fields of type str, int, float, bool, Path, Literal, an optional one of these,
+            or tuple[one of these, ...] (written with commas).
+        argv: arguments without the program's name; `sys.argv[1:]` by default.
+        environ: environment for defaults; `os.environ` by default.
+        description: shown by ``--help``.
+
+    Exits with status 2 and one line for an unknown flag, a bad value, or a ValueError that the class raises.
+    """
+    environ = os.environ if environ is None else environ
+    parser = argparse.ArgumentParser(
+        description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
+        if field.init:
+            _add_flag(parser, field, hints[field.name], environ)
+    values = vars(parser.parse_args(argv))
+    try:
+        return config_class(**values)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _add_flag(
+    parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any, environ: Mapping[str, str]
+) -> None:
+    default = field.default
+    if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    required = default is dataclasses.MISSING
+    convert, choices, is_switch = _converter(hint)
+    text = field.metadata.get("help", "").replace("%", "%%")
+    # argparse converts a string default, so a bad value in the environment is reported like a bad flag
+    given = from_environment(field.metadata.get("env", ()), environ)
+    if given is not None:
+        default, required = given, False
+    options: dict[str, Any] = {"help": text or " ", "type": convert, "required": required, "dest": field.name}
+    if not required:
+        options["default"] = default
+    if choices:
+        options["metavar"] = "{" + ",".join(str(choice) for choice in choices) + "}"
+    if is_switch:
+        options |= {"nargs": "?", "const": True, "metavar": "True|False"}
+    parser.add_argument(f"--{field.name}", **options)
+
+
+def _converter(hint: Any) -> tuple[Callable[[str], Any], tuple | None, bool]:
+    """(text -> value, choices, is it a switch) for a type hint."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        inner = [argument for argument in arguments if argument is not type(None)]
+        if len(inner) != 1:
+            raise TypeError(f"a flag has one type (and may be optional), got {hint}")
+        return _converter(inner[0])
+    if origin is tuple:
+        convert, choices, _ = _converter(arguments[0])
+        return _list_of(convert), choices, False
+    if origin is Literal:
+        return _one_of(arguments), arguments, False
+    if hint is bool:
+        return _boolean, None, True
+    if hint in (str, int, float, Path):
+        return hint, None, False
+    raise TypeError(f"no flag can be made of a field of type {hint}")
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in _TRUE:
+        return True
+    if text.lower() in _FALSE:
+        return False
+    raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
+
+
+def _one_of(choices: tuple) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        for choice in choices:
+            if text == str(choice):
+                return choice
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(map(str, choices))}")
+
+    return convert
+
+
+def _list_of(convert: Callable[[str], Any]) -> Callable[[str], tuple]:
+    def convert_all(text: str) -> tuple:
+        try:
+            return tuple(convert(part.strip()) for part in text.split(",") if part.strip())
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error}; separate values by commas") from error
+
+    return convert_all
