@@ -1,0 +1,135 @@
+"""Which view attends to which: neighbour tables turned into batch indices, once per forward pass.
+
+Legend: S samples, F frames, V views, K neighbours of a view, N = S*F*V the batch (views fastest).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class NeighborLinks(NamedTuple):
+    """Neighbour tables resolved for one batch size; tensors only, so that a compiled block sees nothing dynamic.
+
+    Attributes:
+        index: int64 [K, N]; element `index[k, n]` is the batch element that element n attends to as its k-th neighbour.
+        weight: float32 [K, N] or None. None: every element has all K neighbours. Otherwise 1/count for a neighbour
+            that exists and 0 for padding, count being the number of neighbours of element n.
+        count: float32 [N] or None, the number of neighbours of every element; None exactly when weight is None.
+
+    """
+
+    index: Tensor
+    weight: Tensor | None
+    count: Tensor | None
+
+    @property
+    def num_neighbors(self) -> int:
+        """K, the number of columns of the table, padding included."""
+        return self.index.shape[0]
+
+    def to(self, device: torch.device) -> "NeighborLinks":
+        """Return the same links with all tensors on `device`."""
+        return NeighborLinks(*(tensor if tensor is None else tensor.to(device) for tensor in self))
+
+
+def view_links(
+    neighbors: Tensor, batch: int, device: torch.device | None = None, num_frames: int = 1
+) -> NeighborLinks:
+    """Resolve neighbours among the V views of a sample.
+
+    Args:
+        neighbors: int64 [V, K], or [S, V, K] when the samples of a batch have different rigs; -1 is padding.
+        batch: N = S*F*V, the views fastest. It may hold the samples several times over (the branches of guidance):
+            the table then repeats.
+        device: where the result lives; default: where `neighbors` is.
+        num_frames: F; only needed with [S, V, K].
+
+    Returns:
+        NeighborLinks on `device`. A table on the CPU is checked, and known to be without padding, at no cost; one on
+        another device is neither checked nor searched for padding, because that would wait for the device.
+
+    Raises:
+        ValueError: wrong shape or dtype, an index outside -1..V-1, or a batch that V (or S*F*V) does not divide.
+
+    """
+    if neighbors.ndim not in (2, 3) or neighbors.dtype != torch.int64:
+        raise ValueError(
+            f"neighbors must be int64 of shape [V, K] or [S, V, K], got {neighbors.dtype} {tuple(neighbors.shape)}; "
+            "CameraRig.neighbors() makes such a table"
+        )
+    num_views = neighbors.shape[-2]
+    if neighbors.ndim == 3:
+        neighbors = neighbors.repeat_interleave(num_frames, dim=0)  # every frame has its sample's table
+    rows = neighbors.flatten(0, -2)  # [V, K] or [S*F*V, K]
+    if batch == 0 or rows.shape[0] == 0 or batch % rows.shape[0]:
+        raise ValueError(
+            f"a batch of {batch} cannot hold whole samples of {num_views} views, {num_frames} frame(s), neighbors "
+            f"{tuple(neighbors.shape)}: the batch is (sample frame view) with the views fastest"
+        )
+    table = rows.repeat(batch // rows.shape[0], 1)  # [N, K]
+    sample_start = torch.arange(batch, device=table.device) // num_views * num_views
+    return _links(table, sample_start, num_views, device)
+
+
+def frame_links(
+    frame_neighbors: Tensor, num_views: int, batch: int, device: torch.device | None = None
+) -> NeighborLinks:
+    """Resolve neighbours among the F frames of a sample: every view attends to itself at other moments.
+
+    Args:
+        frame_neighbors: int64 [F, K], -1 is padding; `previous_and_next(F)` makes the usual one.
+        num_views: V.
+        batch: N = S*F*V, the views fastest.
+        device: where the result lives; default: where `frame_neighbors` is.
+
+    Raises:
+        ValueError: wrong shape or dtype, an index outside -1..F-1, or a batch that F*V does not divide.
+
+    """
+    if frame_neighbors.ndim != 2 or frame_neighbors.dtype != torch.int64:
+        raise ValueError(
+            f"frame_neighbors must be int64 [F, K], got {frame_neighbors.dtype} {tuple(frame_neighbors.shape)}"
+        )
+    num_frames = frame_neighbors.shape[0]
+    if batch % (num_frames * num_views):
+        raise ValueError(
+            f"a batch of {batch} cannot hold whole samples of {num_frames} frames x {num_views} views: "
+            "the batch is (sample frame view) with the views fastest"
+        )
+    num_samples = batch // (num_frames * num_views)
+    table = frame_neighbors.repeat_interleave(num_views, dim=0).repeat(num_samples, 1)  # [N, K], in frames
+    element = torch.arange(batch, device=table.device)
+    sample_start = element // (num_frames * num_views) * (num_frames * num_views)
+    return _links(table, sample_start + element % num_views, num_frames, device, stride=num_views)
+
+
+def previous_and_next(num_frames: int) -> Tensor:
+    """Return the frame table [F, 2] of (previous, next); the first and last frame are padded with -1.
+
+    >>> previous_and_next(3).tolist()
+    [[-1, 1], [0, 2], [1, -1]]
+    """
+    frame = torch.arange(num_frames)
+    following = torch.where(frame + 1 < num_frames, frame + 1, torch.full_like(frame, -1))
+    return torch.stack([frame - 1, following], dim=1)
+
+
+def _links(table: Tensor, offset: Tensor, size: int, device: torch.device | None, stride: int = 1) -> NeighborLinks:
+    """Turn a table [N, K] of positions 0..size-1 (-1 padding) into NeighborLinks; element n starts at offset[n]."""
+    exists = table >= 0
+    padded = True
+    if table.device.type == "cpu" and not torch.compiler.is_compiling():
+        if table.numel() and (table.min() < -1 or table.max() >= size):
+            raise ValueError(
+                f"neighbour {int(table.min())}..{int(table.max())} is outside -1..{size - 1}: "
+                f"there are {size} to choose from, and -1 is padding"
+            )
+        padded = not bool(exists.all())
+    index = (offset[:, None] + table.clamp(min=0) * stride).T.contiguous()  # [K, N]
+    if not padded:
+        return NeighborLinks(index.to(device), None, None)
+    count = exists.sum(1).float()  # [N]
+    weight = (exists / count.clamp(min=1)[:, None]).T.contiguous()  # [K, N]
+    return NeighborLinks(index.to(device), weight.to(device), count.to(device))
