@@ -93,7 +93,7 @@ def condition_pictures(mpi: SemanticMPI, shade: bool = True) -> list[np.ndarray]
     colors = palette_picture(mpi.nearest, mpi.taxonomy)
     if shade:
         plane = mpi.nearest_plane.detach().cpu().numpy().astype(np.float64)
-        colors = shaded(colors, 1 - plane / max(mpi.planes.num_layers - 1, 1))
+        colors = shaded(colors, 1 - plane / max(mpi.planes.num_planes - 1, 1))
     return list(colors)
 
 

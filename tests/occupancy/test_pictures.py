@@ -92,7 +92,7 @@ def test_condition_pictures_darken_with_the_plane():
         nearest=torch.tensor([[[11, 11, 0]]], dtype=torch.uint8),
         nearest_plane=torch.tensor([[[0, 255, 0]]], dtype=torch.int16),
         taxonomy=TAXONOMY,
-        planes=SimpleNamespace(num_layers=256),
+        planes=SimpleNamespace(num_planes=256),
     )
     near, far, free = pictures.condition_pictures(mpi)[0][0].tolist()
     assert near == [0, 207, 191] and far == [0, round(207 * 0.35), round(191 * 0.35)] and free == [0, 0, 0]
