@@ -1,0 +1,295 @@
+"""Info pickles of the perception world, read: one `Frame` a key frame, whatever the style (`infos_writing` writes).
+
+| style           | list        | written by                                              | told by                |
+|-----------------|-------------|---------------------------------------------------------|------------------------|
+| `mmdet3d_v1.1`  | `data_list` | mmdetection3d 1.1+                                      | `data_list`            |
+| `mmdet3d_v1.0`  | `infos`     | mmdetection3d 0.x and 1.0                               | `sensor2lidar_*`       |
+| `sweep`         | `infos`     | SparseOcc: 1.0 + `sensor2global_*`, rotation TRANSPOSED | `sensor2global_*`      |
+| `bevdet`        | `infos`     | BEVDet, OccFlowNet, RenderOcc (`bevdetv2-*`)            | `ann_infos, lidar_idx` |
+| `openoccupancy` | `infos`     | OpenOccupancy, used by SyntheOcc (`nuscenes_occ_*`)     | `lidar_token`          |
+
+Camera poses all end in ego at the lidar's time: from `lidar2cam` (v1.1) or `sensor2lidar_*`, which both hold the
+motion between the two time stamps, or from the chain through global. Sources: specs/sparseocc.md 1.2,
+specs/occflownet_splattingocc.md 1.3, mmdetection3d's documentation of its nuScenes infos.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from syntheocc.engine.unpickling import safe_load
+from syntheocc.occupancy.cameras import Camera, CameraRig
+from syntheocc.occupancy.data.frames import DETECTION_CLASSES, Boxes, Frame, ordered_cameras
+from syntheocc.occupancy.data.info_boxes import box_layout_of, boxes_from_rows
+from syntheocc.occupancy.data.locate import ImageLocator
+from syntheocc.occupancy.transforms import invert_rigid, pose_from_quaternion
+
+__all__ = ["STYLES", "detect_style", "read_infos"]
+
+STYLES = ("mmdet3d_v1.1", "mmdet3d_v1.0", "sweep", "bevdet", "openoccupancy")
+# Every nuScenes picture has this size, and only v1.1 infos may say so themselves.
+IMAGE_SIZE = (900, 1600)
+
+
+def read_infos(
+    path: str | os.PathLike,
+    data_root: str | os.PathLike | None = None,
+    cameras: Sequence[str] | None = None,
+    image_size: tuple[int, int] = IMAGE_SIZE,
+    box_layout: str = "auto",
+) -> list[Frame]:
+    """Key frames of an info pickle, in time order.
+
+    The style is told by the content (`detect_style`); each frame says it in `extras["style"]`. Pictures and sweeps
+    need not exist: `Frame.missing_files` and `Frame.check_files` ask for them.
+
+    Args:
+        path: the pickle; read without running code (`safe_load`).
+        data_root: the folder that holds `samples/`; `ImageLocator` has the search rule.
+        cameras: the cameras that every frame must have, in view order; left out: all, nuScenes' six in ring order.
+        image_size: (height, width) pixels of pictures whose size the infos do not say.
+        box_layout: "lwh_yaw" (mmdetection3d 1.0 and later: x y z l w h yaw), "wlh_rot" (before: x y z w l h and
+            -yaw - pi/2), or "auto": told by which of the two columns is longer on the vehicles.
+
+    Returns:
+        Frames, their boxes in ego (upright in the lidar frame, as the infos store them).
+
+    Raises:
+        ValueError: unreadable pickle, unknown style (lists the keys), a field or camera that is missing, bad matrices.
+    """
+    document = safe_load(path)
+    style = detect_style(document, path)
+    infos = document["data_list"] if style == "mmdet3d_v1.1" else _info_list(document)
+    locate = ImageLocator(data_root)
+    if style == "mmdet3d_v1.1":
+        categories = document.get("metainfo", {}).get("categories")
+        names = (
+            {int(label): name for name, label in categories.items()}
+            if categories
+            else dict(enumerate(DETECTION_CLASSES))
+        )
+        read: Callable[[_Reader], Frame] = lambda reader: _frame_v11(reader, names)  # noqa: E731
+    else:
+        layout = box_layout_of(infos, box_layout, path)
+        read = lambda reader: _frame_v10(reader, style, layout)  # noqa: E731
+    if len(infos) >= 1000:
+        from tqdm import tqdm
+
+        infos = tqdm(infos, desc=f"reading {Path(path).name}", unit="sample")
+    frames = [read(_Reader(info, f"{path}, sample {i}", locate, cameras, image_size)) for i, info in enumerate(infos)]
+    return sorted(frames, key=lambda frame: frame.timestamp_us)
+
+
+def detect_style(document: Any, path: str | os.PathLike = "infos") -> str:
+    """Which of `STYLES` an unpickled document has; ValueError listing its keys when it is none of them."""
+    if isinstance(document, Mapping) and "data_list" in document:
+        return "mmdet3d_v1.1"
+    infos = _info_list(document)
+    if infos is None:
+        keys = sorted(map(str, document)) if isinstance(document, Mapping) else type(document).__name__
+        raise ValueError(f"{path}: no info pickle of a known style (known: {', '.join(STYLES)}); it has {keys}")
+    first = infos[0] if infos else {}
+    cams = first.get("cams") or {}
+    camera: Mapping = next(iter(cams.values()), {})
+    if "sensor2global_rotation" in camera:
+        return "sweep"
+    if "ann_infos" in first or "lidar_idx" in first:
+        return "bevdet"
+    if "lidar_token" in first:
+        return "openoccupancy"
+    if "sensor2lidar_rotation" in camera or not infos:
+        return "mmdet3d_v1.0"
+    raise ValueError(
+        f"{path}: no info pickle of a known style (known: {', '.join(STYLES)}); its samples have {sorted(first)} and "
+        f"their cameras {sorted(camera)}"
+    )
+
+
+def _info_list(document: Any) -> Sequence[Mapping] | None:
+    infos = document.get("infos") if isinstance(document, Mapping) else document
+    if isinstance(infos, list | tuple) and all(isinstance(info, Mapping) for info in infos):
+        return infos
+    return None
+
+
+class _Reader:
+    """One info dict, with what its fields need: errors that name it, and the search for its files."""
+
+    def __init__(
+        self,
+        info: Mapping,
+        where: str,
+        locate: ImageLocator,
+        cameras: Sequence[str] | None,
+        image_size: tuple[int, int],
+    ):
+        self.info = info
+        self.where = f"{where} ({info['token']})" if "token" in info else where
+        self.locate = locate
+        self.cameras = cameras
+        self.image_size = image_size
+        self.searched: dict[str, list[Path]] = {}
+
+    def need(self, mapping: Mapping, key: str) -> Any:
+        if key not in mapping:
+            raise ValueError(f"{self.where}: lacks {key!r}, has {sorted(map(str, mapping))}; make the infos again")
+        return mapping[key]
+
+    def camera_names(self, present: Mapping) -> list[str]:
+        names = ordered_cameras(present) if self.cameras is None else list(self.cameras)
+        absent = [name for name in names if name not in present]
+        if absent or not names:
+            raise ValueError(f"{self.where}: has no camera {', '.join(absent)}; it has {sorted(present)}")
+        return names
+
+    def path(self, given: str, name: str, channel: str) -> Path:
+        found, looked = self.locate(str(given), channel)
+        if looked:
+            self.searched[name] = looked
+        return found
+
+    def pose(self, translation: Any, rotation: Any, transposed: bool = False) -> Tensor:
+        """[4, 4] from a translation and a quaternion w x y z or a 3x3 matrix, which may be stored transposed."""
+        rotation = np.asarray(rotation, dtype=np.float64)
+        if rotation.shape == (4,):
+            return pose_from_quaternion(translation, rotation)
+        pose = torch.eye(4, dtype=torch.float64)
+        if rotation.shape != (3, 3) or np.shape(translation) != (3,):
+            raise ValueError(
+                f"{self.where}: a pose of shapes {np.shape(translation)}, {rotation.shape}; want 3 and 3x3"
+            )
+        pose[:3, :3] = torch.from_numpy(rotation.T.copy() if transposed else rotation)
+        pose[:3, 3] = torch.as_tensor(np.asarray(translation, dtype=np.float64))
+        return pose
+
+
+def _frame_v11(reader: _Reader, names: Mapping[int, str]) -> Frame:
+    info = reader.info
+    lidar = reader.need(info, "lidar_points")
+    lidar2ego = torch.as_tensor(reader.need(lidar, "lidar2ego"), dtype=torch.float64)
+    images = reader.need(info, "images")
+    rig, paths, stamps = {}, {}, {}
+    for name in reader.camera_names(images):
+        image = images[name]
+        lidar2cam = torch.as_tensor(reader.need(image, "lidar2cam"), dtype=torch.float64)
+        # Not the `cam2ego` field: that one is the mount, without the motion since the camera fired.
+        cam2ego = lidar2ego @ torch.linalg.inv(lidar2cam)
+        intrinsics = np.asarray(reader.need(image, "cam2img"), dtype=np.float64)[:3, :3]
+        height, width = image.get("height") or reader.image_size[0], image.get("width") or reader.image_size[1]
+        rig[name] = Camera(intrinsics, cam2ego, int(height), int(width))
+        paths[name] = reader.path(reader.need(image, "img_path"), name, name)
+        if "timestamp" in image:
+            stamps[name] = _microseconds(image["timestamp"])
+    return Frame(
+        token=str(reader.need(info, "token")),
+        scene=str(info.get("scene_name", "")),
+        timestamp_us=_microseconds(reader.need(info, "timestamp")),
+        cameras=CameraRig(rig),
+        image_paths=paths,
+        lidar_path=reader.path(lidar["lidar_path"], "lidar", "LIDAR_TOP") if "lidar_path" in lidar else None,
+        lidar2ego=lidar2ego,
+        ego2global=torch.as_tensor(info["ego2global"], dtype=torch.float64) if "ego2global" in info else None,
+        boxes=_boxes_v11(info["instances"], names, lidar2ego) if "instances" in info else None,
+        extras={
+            "style": "mmdet3d_v1.1",
+            "camera_timestamps_us": stamps,
+            "camera_tokens": {n: images[n]["sample_data_token"] for n in paths if "sample_data_token" in images[n]},
+            "searched": reader.searched,
+        },
+    )
+
+
+def _boxes_v11(instances: Sequence[Mapping], names: Mapping[int, str], lidar2ego: Tensor) -> Boxes:
+    # Label -1 marks categories outside the detection task; the infos do not say which.
+    labels = [int(instance["bbox_label_3d"]) for instance in instances]
+    return boxes_from_rows(
+        np.array([instance["bbox_3d"] for instance in instances], dtype=np.float64).reshape(-1, 7),
+        [names.get(label, "other") for label in labels],
+        lidar2ego,
+        "lwh_yaw",
+        np.array([instance.get("velocity", (np.nan, np.nan))[:2] for instance in instances], dtype=np.float64),
+        [int(instance.get("num_lidar_pts", -1)) for instance in instances],
+    )
+
+
+def _frame_v10(reader: _Reader, style: str, layout: str) -> Frame:
+    info, need = reader.info, reader.need
+    lidar2ego = reader.pose(need(info, "lidar2ego_translation"), need(info, "lidar2ego_rotation"))
+    ego2global = reader.pose(need(info, "ego2global_translation"), need(info, "ego2global_rotation"))
+    cams = need(info, "cams")
+    rig, paths, stamps, own_poses = {}, {}, {}, {}
+    for name in reader.camera_names(cams):
+        cam = cams[name]
+        if "sensor2lidar_rotation" in cam:
+            sensor2lidar = reader.pose(need(cam, "sensor2lidar_translation"), cam["sensor2lidar_rotation"])
+            cam2ego = lidar2ego @ sensor2lidar
+        elif "sensor2global_rotation" in cam:
+            cam2ego = invert_rigid(ego2global) @ reader.pose(
+                need(cam, "sensor2global_translation"), cam["sensor2global_rotation"], transposed=True
+            )
+        else:
+            mount = reader.pose(need(cam, "sensor2ego_translation"), need(cam, "sensor2ego_rotation"))
+            own = reader.pose(need(cam, "ego2global_translation"), need(cam, "ego2global_rotation"))
+            cam2ego = invert_rigid(ego2global) @ own @ mount
+        if "ego2global_rotation" in cam:
+            own_poses[name] = reader.pose(need(cam, "ego2global_translation"), cam["ego2global_rotation"])
+        # SparseOcc's sweeps and some converters spell it without the prefix.
+        intrinsics = cam["cam_intrinsic"] if "cam_intrinsic" in cam else need(cam, "cam_intrinsics")
+        rig[name] = Camera(np.asarray(intrinsics, dtype=np.float64)[:3, :3], cam2ego, *reader.image_size)
+        paths[name] = reader.path(need(cam, "data_path"), name, name)
+        if "timestamp" in cam:
+            stamps[name] = _microseconds(cam["timestamp"])
+    kept = ("scene_token", "lidar_token", "lidar_idx", "frame_idx", "sweeps", "occ_path", "valid_flag")
+    extras = {key: info[key] for key in kept if key in info}
+    if "lidar_idx" in info:
+        extras.setdefault("lidar_token", info["lidar_idx"])
+    occupancy = info.get("occ_path")
+    return Frame(
+        token=str(need(info, "token")),
+        scene=str(info.get("scene_name", "")),
+        timestamp_us=_microseconds(need(info, "timestamp")),
+        cameras=CameraRig(rig),
+        image_paths=paths,
+        lidar_path=reader.path(info["lidar_path"], "lidar", "LIDAR_TOP") if info.get("lidar_path") else None,
+        lidar2ego=lidar2ego,
+        ego2global=ego2global,
+        boxes=_boxes_v10(reader, layout, lidar2ego) if info.get("gt_boxes") is not None else None,
+        caption=info.get("description") or None,
+        prev=info.get("prev") or None,
+        next=info.get("next") or None,
+        occupancy_path=Path(occupancy) if occupancy else None,
+        extras=extras
+        | {
+            "style": style,
+            "camera_timestamps_us": stamps,
+            "camera_tokens": {n: cams[n]["sample_data_token"] for n in paths if "sample_data_token" in cams[n]},
+            "camera_ego2global": own_poses,
+            "searched": reader.searched,
+        },
+    )
+
+
+def _boxes_v10(reader: _Reader, layout: str, lidar2ego: Tensor) -> Boxes:
+    info = reader.info
+    boxes = np.asarray(info["gt_boxes"], dtype=np.float64)
+    if boxes.size and (boxes.ndim != 2 or boxes.shape[1] not in (7, 9, 10)):
+        raise ValueError(f"{reader.where}: gt_boxes of shape {boxes.shape}; a box has 7, 9 or 10 numbers")
+    return boxes_from_rows(
+        boxes.reshape(-1, boxes.shape[1] if boxes.size else 7),
+        [str(name) for name in reader.need(info, "gt_names")],
+        lidar2ego,
+        layout,
+        np.asarray(info["gt_velocity"], dtype=np.float64) if info.get("gt_velocity") is not None else None,
+        info.get("num_lidar_pts"),
+        info.get("gt_instance_tokens"),
+    )
+
+
+def _microseconds(timestamp: float | int) -> int:
+    """Microseconds from microseconds (int, 16 digits) or seconds (v1.1: float, 10 digits)."""
+    return int(timestamp) if float(timestamp) > 1e12 else round(float(timestamp) * 1e6)
