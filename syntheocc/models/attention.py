@@ -140,9 +140,7 @@ class NeighborAttention(nn.Module):
     def set_use_memory_efficient_attention_xformers(self, valid: bool, attention_op: Any = None) -> None:
         """Take part in `enable_xformers_memory_efficient_attention()`, which finds modules by this method's name."""
         if valid and attention_op is not None:
-            raise ValueError(
-                f"cross-view attention lets xformers choose its operator; got attention_op={attention_op}"
-            )
+            raise ValueError(f"cross-view attention lets xformers choose its operator; got {attention_op=}")
         self.attention_backend = AttentionBackendName.XFORMERS if valid else None
 
 

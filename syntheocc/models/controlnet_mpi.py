@@ -3,12 +3,13 @@
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import ControlNetModel, ModelMixin, UNet2DConditionModel  # noqa: F401  (ModelMixin: see attention.py)
-from diffusers.models.controlnets.controlnet import ControlNetOutput
+from diffusers import ModelMixin  # noqa: F401  (see attention.py)
+from diffusers.models.controlnets.controlnet import ControlNetModel, ControlNetOutput
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from syntheocc.models.attention import DispatchAttnProcessor
-from syntheocc.models.loading import StrictLoadingMixin, config_for, copy_weights, signature_with
+from syntheocc.models.loading import StrictLoadingMixin, config_for, copy_weights, place_like, signature_with
 from syntheocc.models.mpi_encoder import MPIEncoder
 from syntheocc.occupancy.taxonomy import TAXONOMIES, taxonomy_named
 
@@ -157,7 +158,7 @@ class MPIControlNetModel(StrictLoadingMixin, ControlNetModel):
             "num_classes": num_classes,
             "free_class": free_class,
         }
-        model = cls(**config_for(cls, unet.config, **own)).to(device=unet.device, dtype=unet.dtype)
+        model = place_like(cls(**config_for(cls, unet.config, **own)), unet)
         copy_weights(unet, model, new=lambda name: name.startswith("controlnet_"))
         return model
 

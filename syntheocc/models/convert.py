@@ -8,9 +8,9 @@ encoder, tokenizer and scheduler come from a Stable Diffusion 2.1 folder:
     unet/config.json                                _class_name "UNet2DConditionModelMultiview"
     unet/diffusion_pytorch_model.safetensors        (or .bin)
 
-All names of their state dicts are the names of ours, so that nothing is renamed: `attn4`, `norm4`, `connector` in every
-transformer block, `controlnet_cond_embedding.position_encoder.0` and `.2` in the ControlNet. What their configs leave
-unsaid (scalar encoder, pixel_origin "corner", 256 planes from 0.2 m) is the default of our constructors.
+All names of their state dicts are the names of ours, so that nothing is renamed: `attn4`, `norm4`, `connector` in
+every transformer block, `controlnet_cond_embedding.position_encoder.0` and `.2` in the ControlNet. What their
+configs leave unsaid (scalar encoder, pixel_origin "corner", 256 planes from 0.2 m) is the default of our constructors.
 """
 
 import json
@@ -60,7 +60,7 @@ def load_released(
 
 
 def _weights_format(folder: Path, variant: str | None) -> bool:
-    """Return whether `folder` has safetensors (True) or a .bin (False), sharded or not; complain if it is not whole."""
+    """Return whether `folder` has safetensors (True) or a .bin (False), sharded or not; complain if neither."""
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"{folder}/config.json is not there; a released checkpoint has controlnet/ and unet/, each with a "

@@ -58,6 +58,11 @@ def copy_weights(source: nn.Module, target: nn.Module, new: Callable[[str], bool
     target.load_state_dict({name: have[name] for name in want if name in have}, strict=False)
 
 
+def place_like(model: nn.Module, other: nn.Module) -> nn.Module:
+    """Move `model` to the device and dtype of `other` (a ModelMixin) and return it."""
+    return nn.Module.to(model, device=other.device, dtype=other.dtype)
+
+
 class StrictLoadingMixin:
     """`from_pretrained` that refuses anything but a complete folder of this very class.
 
@@ -81,8 +86,8 @@ class StrictLoadingMixin:
         where = "/".join(str(part) for part in (pretrained_model_name_or_path, kwargs.get("subfolder")) if part)
         if found not in cls._accepted_class_names:
             raise ValueError(
-                f"{where}/config.json is of class {found}, not one of {cls._accepted_class_names}: its folder lacks the "
-                f"layers that {cls.__name__} adds. Load the stock UNet and call {cls.__name__}.from_unet(unet)"
+                f"{where}/config.json is of class {found}, not one of {cls._accepted_class_names}: its folder lacks "
+                f"the layers that {cls.__name__} adds. Load the stock UNet and call {cls.__name__}.from_unet(unet)"
             )
         output_loading_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)

@@ -96,8 +96,8 @@ class MPIEncoder(nn.Module):
         """Return [N, D+1, h, w]: the planes near to far, then the class of the nearest non-free plane."""
         if labels.ndim != 4 or labels.shape[1] not in (self.num_planes, self.num_planes + 1):
             raise ValueError(
-                f"an MPI of {self.num_planes} planes is [N, {self.num_planes}, h, w], or [N, {self.num_planes + 1}, h, w] "
-                f"with the nearest class last; got {tuple(labels.shape)}"
+                f"an MPI of {self.num_planes} planes is [N, {self.num_planes}, h, w], or [N, {self.num_planes + 1}, "
+                f"h, w] with the nearest class last; got {tuple(labels.shape)}"
             )
         if labels.shape[1] == self.num_planes + 1:
             if nearest is not None:
@@ -131,8 +131,8 @@ class MPIEncoder(nn.Module):
         class_id = pixels[occupied].long()  # [M]
         if class_id.numel() and not bool(((class_id >= 0) & (class_id < self.num_classes)).all()):
             raise ValueError(
-                f"the MPI has class id {int(class_id.max())}, but the encoder knows 0..{self.num_classes - 1}; map the "
-                f"grid to the ControlNet's taxonomy first ({UNKNOWN}, unknown, counts as free)"
+                f"the MPI has class id {int(class_id.max())}, but the encoder knows 0..{self.num_classes - 1}; map "
+                f"the grid to the ControlNet's taxonomy first ({UNKNOWN}, unknown, counts as free)"
             )
         count = occupied.sum(1)  # [N*h*w]
         bags = F.embedding_bag(

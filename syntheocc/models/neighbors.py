@@ -13,7 +13,7 @@ class NeighborLinks(NamedTuple):
     """Neighbour tables resolved for one batch size; tensors only, so that a compiled block sees nothing dynamic.
 
     Attributes:
-        index: int64 [K, N]; element `index[k, n]` is the batch element that element n attends to as its k-th neighbour.
+        index: int64 [K, N]; element `index[k, n]` is the batch element that element n attends to as its k-th.
         weight: float32 [K, N] or None. None: every element has all K neighbours. Otherwise 1/count for a neighbour
             that exists and 0 for padding, count being the number of neighbours of element n.
         count: float32 [N] or None, the number of neighbours of every element; None exactly when weight is None.

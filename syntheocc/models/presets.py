@@ -9,7 +9,9 @@
 from typing import Any, Literal, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel, UniPCMultistepScheduler
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 from syntheocc.models.controlnet_mpi import MPIControlNetModel
 from syntheocc.models.unet_multiview import MultiviewUNet2DConditionModel

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from diffusers import ModelMixin, UNet2DConditionModel  # noqa: F401  (ModelMixin: see attention.py)
+from diffusers import ModelMixin  # noqa: F401  (see attention.py)
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_dispatch import AttentionBackendName
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2DConditionOutput
 from torch import Tensor, nn
 
 from syntheocc.models.attention import (
@@ -17,7 +17,7 @@ from syntheocc.models.attention import (
     MultiviewTransformerBlock,
     NeighborAttention,
 )
-from syntheocc.models.loading import StrictLoadingMixin, config_for, copy_weights, signature_with
+from syntheocc.models.loading import StrictLoadingMixin, config_for, copy_weights, place_like, signature_with
 from syntheocc.models.neighbors import NeighborLinks, frame_links, view_links
 
 
@@ -39,7 +39,8 @@ class MultiviewUNet2DConditionModel(StrictLoadingMixin, UNet2DConditionModel):
             brings "frame_neighbors".
 
     Example:
-        >>> unet = MultiviewUNet2DConditionModel.from_unet(UNet2DConditionModel.from_pretrained(path, subfolder="unet"))
+        >>> stock = UNet2DConditionModel.from_pretrained(path, subfolder="unet")
+        >>> unet = MultiviewUNet2DConditionModel.from_unet(stock)
         >>> ring = torch.tensor([[(i - 1) % 6, (i + 1) % 6] for i in range(6)])
         >>> unet(latents, t, text, cross_attention_kwargs={"neighbors": ring}).sample  # [S*6, 4, h, w]
 
@@ -109,7 +110,7 @@ class MultiviewUNet2DConditionModel(StrictLoadingMixin, UNet2DConditionModel):
             ValueError: `unet` lacks weights that only it could supply.
 
         """
-        model = cls(**config_for(cls, unet.config, **own)).to(device=unet.device, dtype=unet.dtype)
+        model = place_like(cls(**config_for(cls, unet.config, **own)), unet)
         copy_weights(unet, model, new=lambda name: not _NEW.isdisjoint(name.split(".")))
         return model
 
@@ -206,7 +207,7 @@ class MultiviewUNet2DConditionModel(StrictLoadingMixin, UNet2DConditionModel):
         pairs = self.config.neighboring_view_pair
         if pairs is None:
             raise ValueError(
-                'which views are neighbours? Pass cross_attention_kwargs={"neighbors": LongTensor [V, K]} (-1 padding; '
+                'which views are neighbours? Pass cross_attention_kwargs={"neighbors": LongTensor [V, K]} (-1: none; '
                 "CameraRig.neighbors() makes it, a single camera passes an empty [1, 0])"
             )
         return torch.tensor([pairs[key] for key in sorted(pairs, key=int)])
@@ -216,7 +217,7 @@ class MultiviewUNet2DConditionModel(StrictLoadingMixin, UNet2DConditionModel):
         self.set_attn_processor(DispatchAttnProcessor())
 
     def set_attention_backend(self, backend: str) -> None:
-        """Set the attention back-end of self-, text and cross-view attention ("native", "flash", "_native_cudnn"...)."""
+        """Set the back-end of self-, text and cross-view attention ("native", "flash", "_native_cudnn"...)."""
         super().set_attention_backend(backend)
         self._set_neighbor_backend(AttentionBackendName(backend.lower()))
 
