@@ -38,7 +38,7 @@ LAZY = {
 
 
 def imports(path: Path):
-    """(module, line, is at import time) of every import in a file; TYPE_CHECKING blocks do not run and do not count."""
+    """(module, line, at import time?) of every import in a file; TYPE_CHECKING blocks never run and do not count."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
 

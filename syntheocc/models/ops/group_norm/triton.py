@@ -1,8 +1,8 @@
 """GroupNorm (+ shift, + SiLU) for channels-last tensors: x is read twice and written once, in its own layout.
 
-torch's CUDA GroupNorm wants NCHW, so every norm of a channels-last network transposes there and back; that made eager
-channels-last slower than NCHW although its convolutions are faster (benchmarks/generation.py). Three launches: mean
-and squared deviations of each tile of rows and channel, their merge to groups (Chan, Golub, LeVeque 1979: no cancellation
+torch's CUDA GroupNorm wants NCHW, so every norm of a channels-last network transposes there and back; that made
+eager channels-last slower than NCHW although its convolutions are faster. Three launches: mean and squared
+deviations of each tile of rows and channel, their merge to groups (Chan, Golub, LeVeque 1979: no cancellation
 however large the mean), and the normalisation. Everything is accumulated in float32.
 """
 
