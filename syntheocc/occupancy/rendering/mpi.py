@@ -1,7 +1,8 @@
 """3D semantic multiplane images: what each camera cell meets at each depth of an occupancy grid.
 
 Plane ``d`` of a view holds, for every cell, the class of the voxel that the cell's ray reaches at the plane's depth
-(specs/syntheocc.md 1; z-depth for pinholes, distance along the ray for fisheye and unified cameras). It is a lookup, not a
+(specs/syntheocc.md 1; z-depth for pinholes, distance along the ray for fisheye and unified cameras). It is a lookup,
+not a
 ray casting: what lies behind a wall is in the planes too, and the encoder sees it.
 Legend: B frames, V views, S samples of a cell, D planes or groups of planes, h w cells, X Y Z voxels.
 """
@@ -29,7 +30,8 @@ class PlaneSpec:
         near: depth of plane 0, metres.
         step: distance between planes, metres.
         groups: None, or the number of layers that the planes are gathered into: plane ``i`` belongs to layer
-            ``floor(i / (num_planes / groups))``, and a layer shows its nearest non-empty plane. 96 is the published one.
+            ``floor(i / (num_planes / groups))``, and a layer shows its nearest non-empty plane. 96 is the published
+            one.
 
     Raises:
         ValueError: no planes, a depth that is not positive, or more groups than planes.
@@ -100,8 +102,8 @@ class SemanticMPI:
             )
         if tuple(self.nearest.shape) != cells or tuple(self.nearest_plane.shape) != cells:
             raise ValueError(
-                f"nearest and nearest_plane must be {cells} to fit labels {shape}, got {tuple(self.nearest.shape)} and "
-                f"{tuple(self.nearest_plane.shape)}"
+                f"nearest and nearest_plane must be {cells} to fit labels {shape}, got {tuple(self.nearest.shape)} "
+                f"and {tuple(self.nearest_plane.shape)}"
             )
 
     @property
@@ -130,7 +132,7 @@ class SemanticMPI:
         return self._with(self.labels.to(device), self.nearest.to(device), self.nearest_plane.to(device))
 
     def scalar(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The released encoder's input [..., V, D+1, h, w]: class ids as numbers, planes near to far, then the nearest."""
+        """The released encoder's input [..., V, D+1, h, w]: ids as numbers, planes near to far, then the nearest."""
         return torch.cat([self.labels, self.nearest.unsqueeze(-3)], dim=-3).to(dtype)
 
     def palette_image(self) -> Tensor:
@@ -187,8 +189,8 @@ def render_mpi(
 ) -> SemanticMPI:
     """Renders the semantic multiplane image of a grid for every camera of a rig.
 
-    Runs on the grid's device (`syntheocc.occupancy.ops.mpi_lookup`: a Triton kernel on a GPU, numba on a CPU where it is
-    installed, plain torch otherwise) in float64.
+    Runs on the grid's device (`syntheocc.occupancy.ops.mpi_lookup`: a Triton kernel on a GPU, numba on a CPU where it
+    is installed, plain torch otherwise) in float64.
 
     Args:
         grid: one grid, or a list of them for a batch.
@@ -197,9 +199,9 @@ def render_mpi(
         w: columns of the MPI, e.g. 100. Each camera's full image is laid over the h x w cells.
         planes: depths of the planes.
         pixel_origin: ``"center"`` samples the middle of a cell, ``"corner"`` its corner like the released weights.
-        samples_per_cell: a square number. With more than one, a plane on which the sample at the cell's own point misses
-            every foreground class takes the foreground class of the nearest of these samples (ties in raster order), so
-            that thin objects are not lost between the samples; elsewhere nothing changes.
+        samples_per_cell: a square number. With more than one, a plane on which the sample at the cell's own point
+            misses every foreground class takes the foreground class of the nearest of these samples (ties in raster
+            order), so that thin objects are not lost between the samples; elsewhere nothing changes.
         taxonomy: maps the labels to this table on the way; None keeps the grid's.
         backend: for tests and benchmarks, see `mpi_lookup`.
 
@@ -207,8 +209,8 @@ def render_mpi(
         A `SemanticMPI`; with a leading B when ``grid`` or ``rig`` is a list.
 
     Raises:
-        ValueError: sizes that are not positive, lists of different lengths, rigs of different cameras, grids on different
-            devices or of different taxonomies, or a class that ``taxonomy`` lacks.
+        ValueError: sizes that are not positive, lists of different lengths, rigs of different cameras, grids on
+            different devices or of different taxonomies, or a class that ``taxonomy`` lacks.
 
     Example:
         >>> mpi = render_mpi(grid, rig, 56, 100)  # doctest: +SKIP
@@ -230,7 +232,8 @@ def render_mpi(
             raise ValueError(f"all grids of a batch must be on one device, got {device} and {one.device}")
         if taxonomy is None and one.taxonomy != target:
             raise ValueError(
-                f"the grids of a batch use taxonomies {target.name!r} and {one.taxonomy.name!r}: pass taxonomy= to map them"
+                f"the grids of a batch use taxonomies {target.name!r} and {one.taxonomy.name!r}: "
+                "pass taxonomy= to map them"
             )
     lookup_planes = LookupPlanes(planes.near, planes.step, planes.num_planes, planes.num_layers)
     foreground = _foreground_table(target, device) if samples_per_cell > 1 else None
@@ -314,7 +317,7 @@ def _cell2cam(rigs: list[CameraRig], h: int, w: int, pixel_origin: str) -> Tenso
 
 @lru_cache(maxsize=8)
 def _raster(cells: tuple[int, int, str, int], device: torch.device) -> Tensor:
-    """Raster coordinates (column, row, 1) of the samples, float64 [S, h, w, 3]: the rays of a unit camera of h x w pixels."""
+    """Raster coordinates (column, row, 1) of the samples, float64 [S, h, w, 3]: the rays of a unit camera."""
     h, w = cells[:2]
     unit = CameraRig({"unit": Camera(torch.eye(3), torch.eye(4), height=h, width=w)})
     return _ordered_rays(unit, *cells)[0].to(device)

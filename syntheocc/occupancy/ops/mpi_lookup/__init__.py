@@ -1,11 +1,12 @@
 """The semantic-MPI lookup: which voxel does a cell's ray meet on each plane, and which plane comes first.
 
-A ray is affine in depth, so a sample is ``origin + depth * direction`` in voxel units and its voxel is the floor of that.
-Everything about cameras and frames is folded into ``origins`` and ``directions`` before this operator is reached.
+A ray is affine in depth, so a sample is ``origin + depth * direction`` in voxel units and its voxel is the floor of
+that. Everything about cameras and frames is folded into ``origins`` and ``directions`` before this operator is
+reached.
 
-Implementations of one signature: `reference` (per-pixel loops, float64, the definition), `torch` (vectorised, any device),
-`numba` (CPU) and `triton` (GPU). All of them compute in float64, because a consumer can then rely on one set of labels; the
-last bit of a product may still differ where a compiler contracts it with the sum.
+Implementations of one signature: `reference` (per-pixel loops, float64, the definition), `torch` (vectorised, any
+device), `numba` (CPU) and `triton` (GPU). All of them compute in float64, because a consumer can then rely on one set
+of labels; the last bit of a product may still differ where a compiler contracts it with the sum.
 
 Legend: B frames, V views, S samples of a cell, D planes, L layers (groups of planes), h w cells, X Y Z voxels.
 """
@@ -21,7 +22,7 @@ BACKENDS = ("reference", "torch", "numba", "triton")
 
 
 class LookupPlanes(NamedTuple):
-    """Plane ``i`` of ``num_planes`` lies at depth ``near + i * step``; layer ``i * num_layers // num_planes`` holds it."""
+    """Plane ``i`` lies at depth ``near + i * step`` (metres) and belongs to layer ``i * num_layers // num_planes``."""
 
     near: float
     step: float
@@ -44,12 +45,13 @@ def mpi_lookup(
     Args:
         labels: voxel labels. 255 (unknown) reads as ``free``.
         origins: camera centres in voxel units (0 is the grid's lower face, X its upper one).
-        directions: voxel units per metre of depth; a ray that holds NaN meets nothing. Sample 0 of a cell is its main one.
+        directions: voxel units per metre of depth; a ray that holds NaN meets nothing. Sample 0 of a cell is its main
+            one.
         planes: depths and their grouping.
         free: the output label of empty space, of everything outside the grid and of unknown voxels.
         table: output label of every voxel label (255 included); None keeps the labels.
-        foreground: which output labels are foreground; needed when S > 1. On each plane the first foreground label in the
-            order of the samples wins; without one, sample 0 decides.
+        foreground: which output labels are foreground; needed when S > 1. On each plane the first foreground label in
+            the order of the samples wins; without one, sample 0 decides.
         backend: one of `BACKENDS`; None takes triton on a GPU and numba on a CPU where they are installed, else torch.
 
     Returns:
@@ -72,8 +74,8 @@ def mpi_lookup(
         from syntheocc.occupancy.ops.mpi_lookup.triton import mpi_lookup_triton as lookup
     else:
         raise ValueError(
-            f"backend {name!r} cannot run on {labels.device}: choose from {', '.join(BACKENDS)}; numba works on the CPU "
-            "(pip install 'syntheocc[fast]'), triton on a GPU (it comes with the GPU builds of torch)"
+            f"backend {name!r} cannot run on {labels.device}: choose from {', '.join(BACKENDS)}; numba works on "
+            "the CPU (pip install 'syntheocc[fast]'), triton on a GPU (it comes with the GPU builds of torch)"
         )
     return lookup(labels, origins, directions, planes, free, table, foreground)
 
@@ -131,7 +133,7 @@ def check_lookup(
 
 
 def layer_bounds(planes: LookupPlanes) -> list[int]:
-    """First plane of every layer, and ``num_planes`` at the end: layer ``g`` holds planes ``bounds[g]..bounds[g+1]-1``."""
+    """First plane of every layer, and ``num_planes`` at the end."""
     return [-(-g * planes.num_planes // planes.num_layers) for g in range(planes.num_layers + 1)]
 
 

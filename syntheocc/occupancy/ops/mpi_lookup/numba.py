@@ -1,14 +1,9 @@
 """The MPI lookup on the CPU, compiled by numba.
 
-Each ray is clipped to the grid analytically, so the inner loop is one multiply-add per axis, a load and a compare; planes
-outside the grid cost nothing, for the output starts filled with the free label. Positions are float64 in the reference's
-order of operations (numba contracts nothing without fastmath), hence equal labels.
-
-Threads come from a pool around a ``nogil`` function and not from numba's ``parallel=True``: its OpenMP layer kills a process
-that forks after first use, which is what a DataLoader does. They follow `torch.get_num_threads`, 1 inside such a worker.
+Each ray is clipped to the grid analytically, so the inner loop is one multiply-add per axis, a load and a compare;
+planes outside the grid cost nothing, for the output starts filled with the free label. Positions are float64 in the
+reference's order of operations (numba contracts nothing without fastmath), hence equal labels.
 """
-
-from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
@@ -16,6 +11,7 @@ import torch
 from torch import Tensor
 
 from syntheocc.occupancy.ops.mpi_lookup import LookupPlanes, label_table
+from syntheocc.occupancy.ops.threads import run_in_threads
 
 
 def mpi_lookup_numba(
@@ -33,7 +29,9 @@ def mpi_lookup_numba(
     nearest = torch.full((batch, views, height, width), free, dtype=torch.uint8)
     nearest_plane = torch.zeros((batch, views, height, width), dtype=torch.int16)
     preferred = torch.zeros(256, dtype=torch.bool) if foreground is None else foreground
-    arguments = (
+    run_in_threads(
+        _lookup_rows,
+        batch * views * height,
         labels.contiguous().numpy(),
         origins.contiguous().numpy(),
         directions.contiguous().numpy(),
@@ -47,20 +45,6 @@ def mpi_lookup_numba(
         nearest.numpy(),
         nearest_plane.numpy(),
     )
-    rows = batch * views * height
-    threads = min(torch.get_num_threads(), rows)
-    if threads <= 1:
-        _lookup_rows(0, rows, *arguments)
-        return layers, nearest, nearest_plane
-    # Rows differ much in length (sky leaves the grid early), so threads take turns on many small pieces.
-    bounds = np.linspace(0, rows, min(rows, 8 * threads) + 1).astype(int).tolist()
-    with ThreadPoolExecutor(threads) as pool:
-        pieces = [
-            pool.submit(_lookup_rows, first, last, *arguments)
-            for first, last in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
-        for piece in pieces:
-            piece.result()
     return layers, nearest, nearest_plane
 
 

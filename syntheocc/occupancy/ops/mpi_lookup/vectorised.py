@@ -18,10 +18,8 @@ def mpi_lookup_torch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `syntheocc.occupancy.ops.mpi_lookup.mpi_lookup`.
 
-    Args:
-        labels, origins, directions, planes, free, table, foreground: as there.
-        dtype: of the sample positions. float32 is faster and differs from float64 where a sample lies within about 1e-4
-            voxel of a face (benchmarks/mpi.py).
+    ``dtype`` is that of the sample positions: float32 is faster and differs where a sample lies within about 1e-4
+    voxel of a face (benchmarks/mpi.py measures both).
     """
     batch, views, samples, height, width, _ = directions.shape
     device = labels.device
@@ -75,7 +73,8 @@ def _sample(
         position = origin[axis] + direction[..., axis] * depths[:, None, None]
         within = (position >= 0) & (position < size)
         inside = within if inside is None else inside.logical_and_(within)
-        # Truncation is the floor here: where it is not, the sample is outside. NaN may become any integer; it is outside too.
+        # Truncation is the floor here: where it is not, the sample is outside. NaN may become any integer; it is
+        # outside too.
         index = position.to(torch.int32)
         flat = index if flat is None else flat.mul_(size).add_(index)
     assert inside is not None and flat is not None
