@@ -122,19 +122,22 @@ class NeighborAttention(nn.Module):
         query, key, value = (
             project(hidden_states).unflatten(-1, (self.heads, -1)) for project in (self.to_q, self.to_k, self.to_v)
         )
-        mean = None
-        for k, index in enumerate(links.index.unbind(0)):
-            mixed = dispatch_attention_fn(
-                query, key.index_select(0, index), value.index_select(0, index), backend=self.attention_backend
+        answers = []
+        for k, neighbor in enumerate(links.neighbor.unbind(0)):
+            answer = dispatch_attention_fn(
+                query, key.index_select(0, neighbor), value.index_select(0, neighbor), backend=self.attention_backend
             )
             if links.weight is not None:
-                mixed = mixed * links.weight[k].to(mixed.dtype)[:, None, None, None]
-            mean = mixed if mean is None else mean + mixed
+                answer = answer * links.weight[k].to(answer.dtype)[:, None, None, None]
+            answers.append(answer)
+        mean = answers[0]
+        for answer in answers[1:]:
+            mean = mean + answer
         if links.weight is None and links.num_neighbors > 1:
             mean = mean / links.num_neighbors
         out = self.to_out[1](self.to_out[0](mean.flatten(2)))
-        if links.count is not None:
-            return out * links.count.to(out.dtype)[:, None, None]
+        if links.degree is not None:
+            return out * links.degree.to(out.dtype)[:, None, None]
         return out * links.num_neighbors if links.num_neighbors > 1 else out
 
     def set_use_memory_efficient_attention_xformers(self, valid: bool, attention_op: Any = None) -> None:
@@ -152,8 +155,6 @@ class MultiviewTransformerBlock(BasicTransformerBlock):
     [S, V, K], or NeighborLinks) and, for video, "frame_neighbors" (NeighborLinks).
     """
 
-    attn5: NeighborAttention | None = None  # until install(video=True) adds it
-
     @classmethod
     def install(cls, block: BasicTransformerBlock, video: bool = False) -> None:
         """Turn `block` into a MultiviewTransformerBlock in place; its output stays the same until it is trained.
@@ -169,6 +170,7 @@ class MultiviewTransformerBlock(BasicTransformerBlock):
             )
         block.__class__ = cls
         block.norm4, block.attn4, block.connector = cls._neighbor_layers(block)
+        block.attn5 = None
         if video:
             block.norm5, block.attn5, block.connector_temporal = cls._neighbor_layers(block)
 

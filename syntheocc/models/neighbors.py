@@ -13,25 +13,27 @@ class NeighborLinks(NamedTuple):
     """Neighbour tables resolved for one batch size; tensors only, so that a compiled block sees nothing dynamic.
 
     Attributes:
-        index: int64 [K, N]; element `index[k, n]` is the batch element that element n attends to as its k-th.
+        neighbor: int64 [K, N]; batch element n attends, as its k-th neighbour, to element `neighbor[k, n]`.
         weight: float32 [K, N] or None. None: every element has all K neighbours. Otherwise 1/count for a neighbour
-            that exists and 0 for padding, count being the number of neighbours of element n.
-        count: float32 [N] or None, the number of neighbours of every element; None exactly when weight is None.
+            that exists and 0 for padding, count being how many neighbours element n has.
+        degree: float32 [N] or None, how many neighbours every element has; None exactly when weight is None.
 
     """
 
-    index: Tensor
+    neighbor: Tensor
     weight: Tensor | None
-    count: Tensor | None
+    degree: Tensor | None
 
     @property
     def num_neighbors(self) -> int:
         """K, the number of columns of the table, padding included."""
-        return self.index.shape[0]
+        return self.neighbor.shape[0]
 
-    def to(self, device: torch.device) -> "NeighborLinks":
-        """Return the same links with all tensors on `device`."""
-        return NeighborLinks(*(tensor if tensor is None else tensor.to(device) for tensor in self))
+    def to(self, device: torch.device | None) -> "NeighborLinks":
+        """Return the same links with all tensors on `device` (None: where they are)."""
+        if self.weight is None or self.degree is None:
+            return NeighborLinks(self.neighbor.to(device), None, None)
+        return NeighborLinks(self.neighbor.to(device), self.weight.to(device), self.degree.to(device))
 
 
 def view_links(
@@ -127,9 +129,9 @@ def _links(table: Tensor, offset: Tensor, size: int, device: torch.device | None
                 f"there are {size} to choose from, and -1 is padding"
             )
         padded = not bool(exists.all())
-    index = (offset[:, None] + table.clamp(min=0) * stride).T.contiguous()  # [K, N]
+    neighbor = (offset[:, None] + table.clamp(min=0) * stride).T.contiguous()  # [K, N]
     if not padded:
-        return NeighborLinks(index.to(device), None, None)
-    count = exists.sum(1).float()  # [N]
-    weight = (exists / count.clamp(min=1)[:, None]).T.contiguous()  # [K, N]
-    return NeighborLinks(index.to(device), weight.to(device), count.to(device))
+        return NeighborLinks(neighbor, None, None).to(device)
+    degree = exists.sum(1).float()  # [N]
+    weight = (exists / degree.clamp(min=1)[:, None]).T.contiguous()  # [K, N]
+    return NeighborLinks(neighbor, weight, degree).to(device)
