@@ -1,0 +1,303 @@
+"""From what the caller hands in (grids and rigs, or MPIs) to one condition a frame.
+
+S samples, F frames, V views, D planes, h w latent size, K neighbours of a view.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from syntheocc.occupancy.cameras import CameraRig
+from syntheocc.occupancy.grids import OccupancyGrid
+from syntheocc.occupancy.rendering.mpi import PlaneSpec, SemanticMPI, render_mpi
+from syntheocc.occupancy.taxonomy import TAXONOMIES, Taxonomy
+
+
+@dataclass(frozen=True)
+class ConditionSpec:
+    """What a condition must look like for one ControlNet; read from its config.
+
+    Attributes:
+        planes: where the planes lie.
+        pixel_origin: "center" or "corner".
+        samples_per_cell: rays a latent pixel.
+        taxonomy_name: of the class table.
+        taxonomy: the table, None for one that this package does not know: a grid must then bring one of that name.
+    """
+
+    planes: PlaneSpec
+    pixel_origin: str
+    samples_per_cell: int
+    taxonomy_name: str
+    taxonomy: Taxonomy | None
+
+
+def condition_spec(controlnet: Any) -> ConditionSpec:
+    """Read the spec from an `MPIControlNetModel`."""
+    config = controlnet.config
+    return ConditionSpec(
+        planes=controlnet.plane_spec,
+        pixel_origin=config.pixel_origin,
+        samples_per_cell=config.samples_per_cell,
+        taxonomy_name=config.taxonomy,
+        taxonomy=TAXONOMIES.get(config.taxonomy),
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """Condition of one frame: a grid seen by a rig, or an MPI rendered before (its rig only gives the neighbours)."""
+
+    grid: OccupancyGrid | None
+    rig: CameraRig | None
+    mpi: SemanticMPI | None
+
+    @property
+    def num_views(self) -> int:
+        """V."""
+        return len(self.rig) if self.mpi is None else self.mpi.nearest.shape[-3]
+
+    @property
+    def view_names(self) -> tuple[str, ...]:
+        """Camera names in view order."""
+        return tuple(self.rig.names) if self.mpi is None else self.mpi.names
+
+    def render(self, spec: ConditionSpec, height: int, width: int, device: torch.device) -> SemanticMPI:
+        """The MPI `[V, D, h, w]` on `device`; an MPI given is passed on, a grid is mapped to the spec's taxonomy."""
+        if self.mpi is not None:
+            return self.mpi.to(device)
+        return render_mpi(
+            self.grid.to(device),
+            self.rig,
+            height,
+            width,
+            planes=spec.planes,
+            pixel_origin=spec.pixel_origin,
+            samples_per_cell=spec.samples_per_cell,
+            taxonomy=spec.taxonomy,
+        )
+
+    def neighbors(self, num: int = 2) -> Tensor:
+        """`[V, K]` long, -1 where a view has fewer: from the rig, else a ring over the order of the views."""
+        table = self.rig.neighbors(num) if self.rig is not None else ring_neighbors(self.num_views)
+        # A column of padding costs a whole attention and changes nothing: a single camera has no neighbour at all.
+        return table[:, (table >= 0).any(dim=0)]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The frames of all samples. `index[s][f]` points into `sources`, so that what is shared is rendered once."""
+
+    sources: tuple[Source, ...]
+    index: tuple[tuple[int, ...], ...]
+    video: bool
+
+    @property
+    def num_samples(self) -> int:
+        """S."""
+        return len(self.index)
+
+    @property
+    def num_frames(self) -> int:
+        """F, 1 for pictures."""
+        return len(self.index[0])
+
+    @property
+    def num_views(self) -> int:
+        """V."""
+        return self.sources[0].num_views
+
+    def flat_index(self, copies: int = 1) -> list[int]:
+        """Source of each frame of the batch, `[S*copies*F]`."""
+        return [i for frames in self.index for _ in range(copies) for i in frames]
+
+    def neighbors(self, copies: int = 1, num: int = 2) -> Tensor:
+        """Neighbour table of the batch: `[V, K]` when all rigs agree, else `[S*copies, V, K]`."""
+        tables = [source.neighbors(num) for source in self.sources]
+        if all(torch.equal(table, tables[0]) for table in tables[1:]):
+            return tables[0]
+        width = max(table.shape[1] for table in tables)
+        tables = [torch.nn.functional.pad(table, (0, width - table.shape[1]), value=-1) for table in tables]
+        return torch.stack([tables[frames[0]] for frames in self.index for _ in range(copies)])
+
+    def gather(self, mpi: SemanticMPI) -> SemanticMPI | list[SemanticMPI]:
+        """The MPI of every sample from the distinct ones `[U, V, D, h, w]`.
+
+        `[S, V, D, h, w]` for pictures; for video a list of S, each `[F, V, D, h, w]`.
+        """
+        rows = list(self.index) if self.video else [[frames[0] for frames in self.index]]
+        picked = [
+            replace(mpi, labels=mpi.labels[i], nearest=mpi.nearest[i], nearest_plane=mpi.nearest_plane[i])
+            for i in (list(row) for row in rows)
+        ]
+        return picked if self.video else picked[0]
+
+
+def ring_neighbors(num_views: int) -> Tensor:
+    """`[V, 2]`: view i sees i-1 and i+1, around the ring; -1 where a rig of one or two cameras has fewer.
+
+    The order of the six nuScenes cameras (`NUSCENES_CAMERAS`) is such a ring.
+    """
+    if num_views == 1:
+        return torch.full((1, 2), -1)
+    views = torch.arange(num_views)
+    table = torch.stack([(views - 1) % num_views, (views + 1) % num_views], dim=1)
+    if num_views == 2:
+        table[:, 1] = -1
+    return table
+
+
+def gather_conditions(occupancy: Any, cameras: Any, mpi: Any, num_prompts: int | None) -> Conditions:
+    """Sort the caller's `occupancy`, `cameras` and `mpi` into frames; `num_prompts` is S when prompts are a list.
+
+    Each is one, a list of S or a list of S lists of F; one is shared by all samples (a rig also by all frames).
+    Raises ValueError when the counts disagree, a piece is missing or of another type.
+    """
+    if (occupancy is None) == (mpi is None):
+        given = "neither" if mpi is None else "both"
+        raise ValueError(f"give `occupancy=` with `cameras=`, or `mpi=`: got {given} of occupancy and mpi")
+    if occupancy is not None and cameras is None:
+        raise ValueError("`occupancy=` needs `cameras=`: the rig through which the grid is seen")
+    main = _nest("occupancy", occupancy, OccupancyGrid) if mpi is None else _nest("mpi", _unbatch(mpi), SemanticMPI)
+    rigs = None if cameras is None else _nest("cameras", cameras, CameraRig)
+    video = isinstance(main, _Nested) and main.video or (isinstance(rigs, _Nested) and rigs.video)
+
+    counts = {"prompt": num_prompts, "mpi" if mpi is not None else "occupancy": main.samples}
+    counts["cameras"] = None if rigs is None else rigs.samples
+    stated = {name: count for name, count in counts.items() if count is not None}
+    if len(set(stated.values())) > 1:
+        raise ValueError(
+            f"the number of samples disagrees: {stated}; give lists of one length, or a single value to share it"
+        )
+    samples = next(iter(stated.values()), 1)
+    frame_counts = {n.frames for n in (main, rigs) if n is not None and n.frames is not None}
+    if len(frame_counts) > 1:
+        raise ValueError(
+            f"occupancy (or mpi) and cameras have {sorted(frame_counts)} frames a sample; they must agree"
+        )
+    frames = next(iter(frame_counts), 1)
+
+    sources: dict[tuple[int, int], Source] = {}
+    index = []
+    for s in range(samples):
+        row = []
+        for f in range(frames):
+            piece = main.at(s, f)
+            rig = None if rigs is None else rigs.at(s, f)
+            key = (id(piece), id(rig))
+            if key not in sources:
+                grid, given = (piece, None) if mpi is None else (None, piece)
+                sources[key] = Source(grid=grid, rig=rig, mpi=given)
+            row.append(list(sources).index(key))
+        index.append(tuple(row))
+    conditions = Conditions(tuple(sources.values()), tuple(index), video)
+    _check_rigs(conditions)
+    return conditions
+
+
+def check_mpi(mpi: SemanticMPI, spec: ConditionSpec, height: int, width: int) -> None:
+    """Raise ValueError, with the remedy, when an MPI given by the caller is not what the ControlNet was trained on.
+
+    height, width: latent size.
+    """
+    size = tuple(mpi.nearest.shape[-2:])
+    if size != (height, width):
+        raise ValueError(
+            f"the MPI is {size[0]}x{size[1]} but the latents are {height}x{width}: leave height and width out, or "
+            f"render it with render_mpi(grid, rig, {height}, {width}, ...)"
+        )
+    if mpi.planes != spec.planes:
+        raise ValueError(
+            f"the MPI has {mpi.planes}, the ControlNet reads {spec.planes}; render it with planes= the latter"
+        )
+    if mpi.pixel_origin != spec.pixel_origin:
+        raise ValueError(
+            f"the MPI was sampled with pixel_origin={mpi.pixel_origin!r}, the ControlNet reads {spec.pixel_origin!r}; "
+            "render it with that"
+        )
+    if mpi.taxonomy.name != spec.taxonomy_name:
+        raise ValueError(
+            f"the MPI's taxonomy is {mpi.taxonomy.name!r}, the ControlNet's {spec.taxonomy_name!r}; render it with "
+            f"taxonomy=taxonomy_named({spec.taxonomy_name!r}), or pass occupancy= and cameras= instead"
+        )
+
+
+def check_source(source: Source, spec: ConditionSpec, height: int, width: int) -> None:
+    """Raise ValueError for what rendering or encoding would trip over later."""
+    if source.mpi is not None:
+        check_mpi(source.mpi, spec, height, width)
+        if source.rig is not None and tuple(source.rig.names) != tuple(source.mpi.names):
+            raise ValueError(f"the MPI's cameras are {source.mpi.names}, the rig's {source.rig.names}: give one rig")
+    elif spec.taxonomy is not None:
+        source.grid.taxonomy.mapping_to(spec.taxonomy)
+    elif source.grid.taxonomy.name != spec.taxonomy_name:
+        raise ValueError(
+            f"the ControlNet's taxonomy {spec.taxonomy_name!r} is not one of {sorted(TAXONOMIES)}: give a grid with "
+            f"exactly that taxonomy, not {source.grid.taxonomy.name!r}"
+        )
+
+
+def _check_rigs(conditions: Conditions) -> None:
+    first = conditions.sources[0].view_names
+    for source in conditions.sources[1:]:
+        if source.view_names != first:
+            raise ValueError(
+                f"all rigs of a call need the same cameras in the same order: {first} and {source.view_names}; "
+                "call once for each kind of rig"
+            )
+    for s, frames in enumerate(conditions.index):
+        tables = [conditions.sources[i].neighbors() for i in frames]
+        if not all(torch.equal(table, tables[0]) for table in tables[1:]):
+            raise ValueError(f"the rigs of sample {s} have other neighbours in other frames; keep one rig for a video")
+
+
+def _unbatch(mpi: Any) -> Any:
+    """A batched MPI as the list of its samples."""
+    if isinstance(mpi, SemanticMPI) and mpi.is_batched:
+        return [_unbatch(mpi[i]) for i in range(mpi.labels.shape[0])]
+    if isinstance(mpi, (list, tuple)):
+        return [_unbatch(item) for item in mpi]
+    return mpi
+
+
+@dataclass(frozen=True)
+class _Nested:
+    """One item, a list of S, or a list of S lists of F."""
+
+    items: Any
+    samples: int | None
+    frames: int | None
+
+    @property
+    def video(self) -> bool:
+        return self.frames is not None
+
+    def at(self, sample: int, frame: int) -> Any:
+        item = self.items if self.samples is None else self.items[sample]
+        return item if self.frames is None else item[frame]
+
+
+def _nest(name: str, value: Any, kind: type) -> _Nested:
+    if isinstance(value, kind):
+        return _Nested(value, None, None)
+    if not isinstance(value, (list, tuple)) or len(value) == 0:
+        raise ValueError(f"`{name}` must be a {kind.__name__}, a list of them or a list of lists; got {_show(value)}")
+    if all(isinstance(item, kind) for item in value):
+        return _Nested(value, len(value), None)
+    if not all(isinstance(item, (list, tuple)) and len(item) > 0 for item in value):
+        raise ValueError(f"`{name}` mixes {[_show(item) for item in value]}; give {kind.__name__} or lists of them")
+    for item in value:
+        for inner in item:
+            if not isinstance(inner, kind):
+                raise ValueError(f"`{name}` holds {_show(inner)}; expected {kind.__name__}")
+    lengths = {len(item) for item in value}
+    if len(lengths) > 1:
+        raise ValueError(f"`{name}` has samples of {sorted(lengths)} frames; all samples need the same number")
+    return _Nested(value, len(value), lengths.pop())
+
+
+def _show(value: Any) -> str:
+    empty = isinstance(value, (list, tuple)) and len(value) == 0
+    return f"an empty {type(value).__name__}" if empty else type(value).__name__

@@ -1,0 +1,113 @@
+"""Components from a stock Stable Diffusion folder, alone or with the weights that SyntheOcc's authors released."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel, UniPCMultistepScheduler
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from syntheocc.models import MPIControlNetModel, MultiviewUNet2DConditionModel, load_released
+from syntheocc.pipelines.checks import check_family
+
+HUB_KWARGS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+#: What a base must hold besides the UNet, and the file by which a local folder is recognised as complete.
+BASE_PARTS = {
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "tokenizer": "tokenizer_config.json",
+    "scheduler": "scheduler_config.json",
+}
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def load_base(
+    base: str | os.PathLike,
+    dtype: torch.dtype | None = None,
+    variant: str | None = None,
+    unet_kwargs: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """Components of a fresh pipeline on a stock base; see `SyntheOccPipeline.from_base`."""
+    hub = {key: kwargs.pop(key) for key in HUB_KWARGS if key in kwargs}
+    check_base(base, (*BASE_PARTS, "unet"))
+    check_family(_fetch(base, UNet2DConditionModel.load_config, subfolder="unet", **hub))
+    components = _load_frozen(base, dtype, variant, hub)
+    stock = _fetch(base, UNet2DConditionModel.from_pretrained, subfolder="unet", dtype=dtype, variant=variant, **hub)
+    components["unet"] = MultiviewUNet2DConditionModel.from_unet(stock, **(unet_kwargs or {})).eval()
+    components["controlnet"] = MPIControlNetModel.from_unet(stock, **kwargs).eval()
+    return components
+
+
+def load_original(
+    base: str | os.PathLike,
+    checkpoint: str | os.PathLike,
+    dtype: torch.dtype | None = None,
+    variant: str | None = None,
+    **hub: Any,
+) -> dict[str, Any]:
+    """Components from a base's frozen parts and a released checkpoint; see `SyntheOccPipeline.from_original`."""
+    unknown = sorted(set(hub) - set(HUB_KWARGS))
+    if unknown:
+        raise ValueError(f"from_original has no argument {unknown}; it takes dtype, variant and {HUB_KWARGS}")
+    check_base(base, tuple(BASE_PARTS))
+    controlnet, unet = load_released(_checkpoint_folder(checkpoint, hub), dtype=dtype)
+    components = _load_frozen(base, dtype, variant, hub)
+    return {**components, "unet": unet, "controlnet": controlnet}
+
+
+def check_base(base: str | os.PathLike, parts: tuple[str, ...]) -> None:
+    """Raise ValueError, naming what to give, unless `base` is a complete local folder or could be a hub id."""
+    folder = Path(base)
+    if folder.is_dir():
+        known = {**BASE_PARTS, "unet": "config.json"}
+        missing = [f"{part}/{known[part]}" for part in parts if not (folder / part / known[part]).is_file()]
+        if missing:
+            raise ValueError(f"{folder} is no Stable Diffusion folder: {missing} not there. {_remedy()}")
+    elif not _HUB_ID.fullmatch(str(base)):
+        raise ValueError(f"{base} is not a folder, and no hub id either. {_remedy()}")
+
+
+def _load_frozen(base: str | os.PathLike, dtype: Any, variant: str | None, hub: dict[str, Any]) -> dict[str, Any]:
+    """VAE, text encoder, tokenizer, and UniPC with the noise schedule of the base's scheduler."""
+    weights = {"dtype": dtype, "variant": variant, **hub}
+    return {
+        "vae": _fetch(base, AutoencoderKL.from_pretrained, subfolder="vae", **weights),
+        "text_encoder": _fetch(base, CLIPTextModel.from_pretrained, subfolder="text_encoder", **weights),
+        "tokenizer": _fetch(base, CLIPTokenizer.from_pretrained, subfolder="tokenizer", **hub),
+        "scheduler": _fetch(base, UniPCMultistepScheduler.from_pretrained, subfolder="scheduler", **hub),
+    }
+
+
+def _fetch(base: str | os.PathLike, load: Callable, **kwargs: Any) -> Any:
+    """Call a `from_pretrained`; what fails is said with the remedy."""
+    try:
+        return load(base, **{key: value for key, value in kwargs.items() if value is not None})
+    except OSError as error:
+        raise ValueError(f"{kwargs['subfolder']}/ of {base} could not be loaded: {error}\n{_remedy()}") from error
+
+
+def _checkpoint_folder(checkpoint: str | os.PathLike, hub: dict[str, Any]) -> Path:
+    """A local folder as it is; a hub id downloaded."""
+    if Path(checkpoint).is_dir():
+        return Path(checkpoint)
+    remedy = "give the local folder that holds the released controlnet/ and unet/ (hub id: lilelife/SyntheOcc)"
+    if not _HUB_ID.fullmatch(str(checkpoint)):
+        raise ValueError(f"{checkpoint} is not a folder, and no hub id either; {remedy}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(checkpoint), allow_patterns=["controlnet/*", "unet/*"], **hub))
+    except OSError as error:
+        raise ValueError(f"{checkpoint} could not be downloaded: {error}\n{remedy}") from error
+
+
+def _remedy() -> str:
+    return (
+        "Give a local folder of a Stable Diffusion 1.x or 2.x model in diffusers format, with vae/, text_encoder/, "
+        "tokenizer/, scheduler/ and unet/: a copy of SD 2.1 (its repository stabilityai/stable-diffusion-2-1 has "
+        "left the hub) or of SD 1.5, e.g. --pretrained_model_name_or_path /models/stable-diffusion-2-1."
+    )
