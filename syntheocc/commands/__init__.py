@@ -1,0 +1,73 @@
+"""The `syntheocc` command: one file a subcommand, each a dataclass of settings and a job that takes it.
+
+The root scripts (`infer.py`, `utils/gen_mtp.py`) run the same jobs with the published flags. Nothing heavy is
+imported before a job starts, so ``syntheocc --help`` answers at once.
+"""
+
+import dataclasses
+import os
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the `syntheocc` command; returns the exit status."""
+    import tyro
+
+    from syntheocc.commands import demo, generate, mpi
+
+    jobs: dict[type, Callable[[Any], int]] = {
+        demo.DemoConfig: demo.run,
+        mpi.MPIConfig: mpi.run,
+        generate.GenerateConfig: generate.run,
+    }
+    names = {demo.DemoConfig: "demo", mpi.MPIConfig: "mpi", generate.GenerateConfig: "generate"}
+    choices = [
+        Annotated[_with_help(config), tyro.conf.subcommand(names[config], description=config.__doc__)]  # type: ignore
+        for config in jobs
+    ]
+    try:
+        config = tyro.cli(typing.Union[tuple(choices)], prog="syntheocc", args=argv)  # type: ignore[arg-type] # noqa: UP007
+    except ValueError as error:
+        return _refuse(error)
+    job = next(job for config_class, job in jobs.items() if isinstance(config, config_class))
+    return exit_status(job, config)
+
+
+def exit_status(job: Callable[[Any], int], config: Any) -> int:
+    """Run a job; a ValueError (bad settings, bad input) becomes one line on stderr and status 2.
+
+    Status 130 says that the job was interrupted: what is written stays, and the same command goes on from there.
+    """
+    # diffusers and transformers report what they lack (torchvision, xformers) on import; no job here needs either
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        return job(config)
+    except ValueError as error:
+        return _refuse(error)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _refuse(error: ValueError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def _with_help(config_class: type) -> type:
+    """The dataclass with each field's help text where tyro looks for it (as an annotation)."""
+    import tyro
+
+    hints = typing.get_type_hints(config_class)
+    fields = [
+        (
+            f.name,
+            Annotated[hints[f.name], tyro.conf.arg(help=f.metadata.get("help"))],
+            dataclasses.field(default=f.default),
+        )
+        for f in dataclasses.fields(config_class)
+    ]
+    return dataclasses.make_dataclass(config_class.__name__, fields, bases=(config_class,), kw_only=True)  # type: ignore

@@ -1,0 +1,128 @@
+"""The samples of a job: where the key frames come from, and where the labels of each one lie.
+
+`gen_mtp.py` and `infer.py` share these settings, so that what one wrote the other finds.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from syntheocc.engine.flags import flag
+
+if TYPE_CHECKING:
+    from syntheocc.occupancy import OccupancyGrid
+    from syntheocc.occupancy.data.frames import Frame
+
+# "lidar" builds the grid from the sweep and the boxes; the others are label formats (occupancy.data.occupancy_files).
+OccupancyKind = Literal[
+    "syntheocc",
+    "syntheocc_coarse",
+    "surroundocc",
+    "surroundocc_fine",
+    "openoccupancy",
+    "occ3d",
+    "openocc_v2",
+    "lidar",
+]
+# How the formats' own instructions lay them out, from the data root (openoccupancy: beside nuScenes).
+_USUAL_ROOTS = {
+    "syntheocc": ".",
+    "syntheocc_coarse": ".",
+    "surroundocc": "../nuscenes_occ",
+    "surroundocc_fine": "../nuscenes_occ",
+    "openoccupancy": "../nuScenes-Occupancy",
+    "occ3d": "gts",
+    "openocc_v2": "openocc_v2",
+}
+
+
+@dataclass(kw_only=True)
+class SampleConfig:
+    """Where the samples are."""
+
+    dataroot_path: Path = flag(Path("./data/nuscenes"), "data root, the folder that holds samples/")
+    info_path: tuple[str, ...] = flag(
+        (),
+        "info pickles of any style, or folders of nuScenes' JSON tables, separated by commas; by default "
+        "<dataroot>/nuscenes_occ_infos_<train|val>.pkl",
+    )
+    gen_train_or_val: Literal["train", "val", "trainval"] = flag(
+        "val", "which of the default info pickles", env="$TRAIN_OR_VAL"
+    )
+    mtp_path: str = flag("samples_syntheocc_surocc", "folder of the MPI files, below the data root", env="$DATA_USED")
+    occ_path: Path | None = flag(None, "root of the label files; by default where the format's instructions put them")
+    max_samples: int | None = flag(None, "stop after this many samples")
+
+    def __post_init__(self):
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ValueError(f"max_samples must be at least 1, got {self.max_samples}")
+
+    def info_paths(self) -> list[Path]:
+        """The info pickles and table folders to read.
+
+        Raises:
+            ValueError: one does not exist; the message says what to give instead.
+        """
+        if not Path(self.dataroot_path).is_dir():
+            raise ValueError(
+                f"data root {self.dataroot_path} is not a folder; give the folder that holds samples/ as "
+                "--dataroot_path"
+            )
+        splits = ("train", "val") if self.gen_train_or_val == "trainval" else (self.gen_train_or_val,)
+        paths = [Path(path) for path in self.info_path] or [
+            Path(self.dataroot_path) / f"nuscenes_occ_infos_{split}.pkl" for split in splits
+        ]
+        absent = [str(path) for path in paths if not path.exists()]
+        if absent:
+            raise ValueError(
+                f"no info file {', '.join(absent)}; give an info pickle (mmdetection3d, BEVDet, OpenOccupancy style) "
+                "or a folder of nuScenes' JSON tables as --info_path"
+            )
+        return paths
+
+    def read_frames(self) -> list["Frame"]:
+        """All key frames, each token once, in the files' order.
+
+        Raises:
+            ValueError: a file that is missing or cannot be read, or no sample at all.
+        """
+        from syntheocc.occupancy.data.infos import read_infos
+        from syntheocc.occupancy.data.nuscenes import NuScenesTables
+        from syntheocc.occupancy.data.nuscenes_frames import frames_from_tables
+
+        frames: dict[str, Frame] = {}
+        paths = self.info_paths()
+        for path in paths:
+            if path.is_dir():
+                found = frames_from_tables(NuScenesTables(path, self.dataroot_path))
+            else:
+                found = read_infos(path, self.dataroot_path)
+            frames |= {frame.token: frame for frame in found}
+        if not frames:
+            raise ValueError(f"{', '.join(map(str, paths))}: no samples in it")
+        return list(frames.values())[: self.max_samples]
+
+    def occupancy_root(self, kind: OccupancyKind) -> Path:
+        """Where the label files of `kind` begin.
+
+        Raises:
+            ValueError: that folder does not exist.
+        """
+        root = self.occ_path or Path(self.dataroot_path) / _USUAL_ROOTS[kind]
+        if not Path(root).is_dir():
+            raise ValueError(f"{root} (labels of kind {kind}) is not a folder; give it as --occ_path")
+        return Path(root)
+
+    def read_grid(self, frame: "Frame", kind: OccupancyKind) -> "OccupancyGrid":
+        """The occupancy of one sample.
+
+        Raises:
+            ValueError: a file that is missing, truncated, of another kind or another grid.
+        """
+        if kind == "lidar":
+            from syntheocc.occupancy.building import build_occupancy
+
+            return build_occupancy(frame)
+        from syntheocc.occupancy.data.occupancy_files import occupancy_path, read_occupancy
+
+        return read_occupancy(occupancy_path(self.occupancy_root(kind), frame, kind), kind, frame.lidar2ego)

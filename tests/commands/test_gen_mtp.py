@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+
+from syntheocc.commands import exit_status
+from syntheocc.commands.mpi import SETTINGS_FILE, MPIConfig, run
+from syntheocc.engine.files import read_json
+from syntheocc.occupancy import NUSCENES_CAMERAS, PlaneSpec, render_mpi, taxonomy_named
+from syntheocc.occupancy.data.mpi_files import read_mpi_files
+
+SCRIPT = "utils/gen_mtp.py"
+ENDINGS = ("_mtp256.npz", "_mtp96.npz", "_fuseweight.png", "_depthmap.png", "_occrgb.png")
+
+
+def flags(dataset, **more):
+    given = {"dataroot_path": dataset.root, "info_path": dataset.info, "occ_kind": "syntheocc_coarse"} | more
+    return [f"--{name}={value}" for name, value in given.items()]
+
+
+def config(dataset, **more):
+    return MPIConfig(dataroot_path=dataset.root, info_path=(str(dataset.info),), occ_kind="syntheocc_coarse", **more)
+
+
+def written(dataset, folder="samples_syntheocc_surocc"):
+    return sorted(path for path in (dataset.root / folder).rglob("*") if path.is_file() and path.name != SETTINGS_FILE)
+
+
+def expected(dataset, samples, folder="samples_syntheocc_surocc"):
+    return sorted(
+        dataset.root / folder / name / (dataset.frames[i].image_paths[name].stem + ending)
+        for i in samples
+        for name in NUSCENES_CAMERAS
+        for ending in ENDINGS
+    )
+
+
+def test_two_ranks_write_every_sample_once_and_go_on_where_they_stopped(tiny_dataset, launch):
+    label = tiny_dataset.label_path(1)
+    whole = label.read_bytes()
+    label.write_bytes(whole[: len(whole) // 2])
+
+    first = launch(SCRIPT, *flags(tiny_dataset), ranks=2)
+    assert first.returncode != 0, "a sample is missing, and the exit status must say so"
+    assert f"wrote the MPI files of 2 samples to {tiny_dataset.root / 'samples_syntheocc_surocc'}" in first.stdout
+    assert "failed: token1" in first.stdout and label.name in first.stdout
+    assert written(tiny_dataset) == expected(tiny_dataset, [0, 2])
+
+    label.write_bytes(whole)
+    before = {path: path.stat().st_mtime_ns for path in written(tiny_dataset)}
+    again = launch(SCRIPT, *flags(tiny_dataset), ranks=2)
+    assert again.returncode == 0, again.stderr
+    assert "of 1 samples" in again.stdout and "2 were there already" in again.stdout
+    assert written(tiny_dataset) == expected(tiny_dataset, [0, 1, 2])
+    assert all(path.stat().st_mtime_ns == before[path] for path in before), "a finished sample was made again"
+
+
+def test_files_hold_what_render_mpi_gives(tiny_dataset):
+    assert run(config(tiny_dataset, max_samples=1)) == 0
+    frame = tiny_dataset.frames[0]
+    stems = {
+        n: tiny_dataset.root / "samples_syntheocc_surocc" / n / frame.image_paths[n].stem for n in NUSCENES_CAMERAS
+    }
+    grid = config(tiny_dataset).read_grid(frame, "syntheocc_coarse")
+    for planes in (PlaneSpec(), PlaneSpec(groups=96)):
+        read = read_mpi_files(stems, planes)
+        made = render_mpi(grid, frame.cameras, 56, 100, planes, "corner", taxonomy=taxonomy_named("syntheocc"))
+        assert np.array_equal(read.labels.numpy(), made.labels.numpy())
+        assert np.array_equal(read.nearest_plane.numpy(), made.nearest_plane.numpy())
+    # the only object is a car 11 m ahead
+    assert (read.nearest[1] == 1).any() and not (read.nearest[4] == 1).any()
+
+
+def test_a_folder_made_with_other_settings_is_not_mixed(tiny_dataset, capsys):
+    assert run(config(tiny_dataset, max_samples=1, num_planes=(96,))) == 0
+    assert exit_status(run, config(tiny_dataset, max_samples=1, pixel_origin="center")) == 2
+    message = capsys.readouterr().err
+    assert "pixel_origin: 'corner' there, 'center' now" in message and "--mtp_path" in message
+    assert read_json(tiny_dataset.root / "samples_syntheocc_surocc" / SETTINGS_FILE)["pixel_origin"] == "corner"
+
+
+def test_the_published_command_and_the_environment_name_the_folder(tiny_dataset, launch):
+    tiny_dataset.info.rename(tiny_dataset.root / "nuscenes_occ_infos_val.pkl")
+    given = [
+        f"--dataroot_path={tiny_dataset.root}",
+        "--occ_kind=syntheocc_coarse",
+        "--num_planes=96",
+        "--max_samples=1",
+    ]
+    done = launch(SCRIPT, *given, DATA_USED="mine", TRAIN_OR_VAL="val")
+    assert done.returncode == 0, done.stderr
+    assert len(written(tiny_dataset, "mine")) == 6 * 4
+
+    both = launch(SCRIPT, *given)
+    assert both.returncode == 2 and "nuscenes_occ_infos_train.pkl" in both.stderr and "--info_path" in both.stderr
+    unknown = launch(SCRIPT, "--occ_knd=occ3d")
+    assert unknown.returncode == 2 and "unrecognized arguments: --occ_knd=occ3d" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_planes": (128,)}, "256, 96"),
+        ({"samples_per_cell": 3}, "square"),
+        ({"height": 0}, "0x100"),
+        ({"max_samples": 0}, "max_samples"),
+    ],
+)
+def test_bad_settings_are_refused_before_work(settings, message):
+    with pytest.raises(ValueError, match=message):
+        MPIConfig(**settings)
+
+
+def test_a_missing_label_folder_is_named(tiny_dataset):
+    with pytest.raises(ValueError, match="--occ_path"):
+        run(MPIConfig(dataroot_path=tiny_dataset.root, info_path=(str(tiny_dataset.info),), occ_kind="occ3d"))
