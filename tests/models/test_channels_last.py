@@ -113,3 +113,26 @@ def test_geglu_kernel(features):
 
     x = torch.randn(3, 5, 2 * features, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
     assert torch.allclose(geglu(x), geglu_reference.geglu(x), atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(2, 320, 9, 17), (1, 4, 3, 5)])
+def test_residual_add_kernel(shape):
+    from syntheocc.models.ops.residual_add import reference, residual_add
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    x, residual = (
+        torch.randn(shape, device="cuda", generator=generator).to(memory_format=torch.channels_last) for _ in range(2)
+    )
+    bias = torch.randn(shape[1], device="cuda", generator=generator)
+    assert torch.allclose(residual_add(x, residual, bias), reference.residual_add(x, residual, bias), atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_the_fused_block_is_the_stock_block_on_the_gpu():
+    model = unet(True).cuda()
+    inputs = (torch.randn(2, 4, 8, 8).cuda(), torch.tensor(10).cuda(), torch.randn(2, 5, 24).cuda())
+    with torch.no_grad():
+        expected = model(*inputs).sample
+        got = to_channels_last(model)(inputs[0].to(memory_format=torch.channels_last), *inputs[1:]).sample
+    assert float((got - expected).norm() / expected.norm()) < 1e-3

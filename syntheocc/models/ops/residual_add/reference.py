@@ -1,0 +1,12 @@
+"""The end of a ResNet block in plain torch."""
+
+from torch import Tensor
+
+
+def residual_add(
+    x: Tensor,  # [N, C, H, W]
+    residual: Tensor,  # [N, C, H, W]
+    bias: Tensor,  # [C]
+) -> Tensor:
+    """``x + bias + residual``, [N, C, H, W]."""
+    return x + bias[:, None, None] + residual
