@@ -40,7 +40,7 @@ def load_released(
         (controlnet, unet) in evaluation mode.
 
     Raises:
-        ValueError: a file is missing, a config names another class, or tensors are missing, unexpected or of another
+        ValueError: a file is missing or damaged, a config names another class, or tensors are missing, unexpected or of another
             shape; the message names them.
 
     Example:
@@ -49,12 +49,18 @@ def load_released(
     """
     folder = Path(folder)
     formats = {name: _weights_format(folder / name, kwargs.get("variant")) for name in ("controlnet", "unet")}
-    networks = (
-        cls.from_pretrained(
-            folder, subfolder=name, dtype=dtype, use_safetensors=formats[name], local_files_only=True, **kwargs
-        )
-        for name, cls in (("controlnet", MPIControlNetModel), ("unet", MultiviewUNet2DConditionModel))
-    )
+    networks = []
+    for name, cls in (("controlnet", MPIControlNetModel), ("unet", MultiviewUNet2DConditionModel)):
+        try:
+            network = cls.from_pretrained(
+                folder, subfolder=name, dtype=dtype, use_safetensors=formats[name], local_files_only=True, **kwargs
+            )
+        except OSError as error:  # diffusers' word for a truncated file and for a pickle that wants to run code
+            raise ValueError(
+                f"the weights in {folder / name} cannot be read: the file is damaged, or holds more than tensors "
+                f"({error}); download it again"
+            ) from error
+        networks.append(network.eval())
     controlnet, unet = networks
     return controlnet, unet
 
