@@ -18,21 +18,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from syntheocc.commands import demo, generate, mpi
 
-    jobs: dict[type, Callable[[Any], int]] = {
-        demo.DemoConfig: demo.run,
-        mpi.MPIConfig: mpi.run,
-        generate.GenerateConfig: generate.run,
+    jobs: dict[str, tuple[type, Callable[[Any], int]]] = {
+        "demo": (demo.DemoConfig, demo.run),
+        "mpi": (mpi.MPIConfig, mpi.run),
+        "generate": (generate.GenerateConfig, generate.run),
     }
-    names = {demo.DemoConfig: "demo", mpi.MPIConfig: "mpi", generate.GenerateConfig: "generate"}
-    choices = [
-        Annotated[_with_help(config), tyro.conf.subcommand(names[config], description=config.__doc__)]  # type: ignore
-        for config in jobs
-    ]
     try:
-        config = tyro.cli(typing.Union[tuple(choices)], prog="syntheocc", args=argv)  # type: ignore[arg-type] # noqa: UP007
+        choices = [
+            Annotated[_with_help(kind), tyro.conf.subcommand(name, description=kind.__doc__)]  # type: ignore
+            for name, (kind, _) in jobs.items()
+        ]
+        config = tyro.cli(typing.Union[tuple(choices)], prog="syntheocc", args=argv)  # type: ignore # noqa: UP007
     except ValueError as error:
         return _refuse(error)
-    job = next(job for config_class, job in jobs.items() if isinstance(config, config_class))
+    job = next(job for kind, job in jobs.values() if isinstance(config, kind))
     return exit_status(job, config)
 
 
@@ -58,15 +57,18 @@ def _refuse(error: ValueError) -> int:
 
 
 def _with_help(config_class: type) -> type:
-    """The dataclass with each field's help text where tyro looks for it (as an annotation)."""
+    """The dataclass with its help texts where tyro looks for them (as annotations), and the environment's defaults."""
     import tyro
 
+    from syntheocc.engine.flags import environment_defaults
+
     hints = typing.get_type_hints(config_class)
+    defaults = environment_defaults(config_class, os.environ)
     fields = [
         (
             f.name,
             Annotated[hints[f.name], tyro.conf.arg(help=f.metadata.get("help"))],
-            dataclasses.field(default=f.default),
+            dataclasses.field(default=defaults.get(f.name, f.default)),
         )
         for f in dataclasses.fields(config_class)
     ]

@@ -31,31 +31,27 @@ class Tally:
         return 1 if self.failed else 0
 
 
-def check_settings(path: Path, settings: Mapping[str, Any], ranks: Ranks, remedy: str) -> None:
-    """Make sure that what a folder holds was made with these settings; the first job writes them down.
+def check_settings(path: Path, settings: Mapping[str, Any], remedy: str) -> None:
+    """Make sure that what a folder holds already was made with these settings.
 
     Args:
-        path: the JSON file of the settings.
+        path: the JSON file of the settings, written by `atomic_write_json` when the work starts.
         settings: everything the results depend on, as JSON values.
-        ranks: only the main rank writes.
         remedy: what to do when they differ.
 
     Raises:
         ValueError: the folder was made with other settings; the message names them.
     """
-    if path.is_file():
-        before = read_json(path)
-        changed = [
-            f"{name}: {before.get(name)!r} there, {settings.get(name)!r} now"
-            for name in sorted(before.keys() | settings.keys())
-            if before.get(name) != settings.get(name)
-        ]
-        if changed:
-            raise ValueError(
-                f"{path} says that its folder was made with other settings ({'; '.join(changed)}); {remedy}"
-            )
-    elif ranks.is_main:
-        atomic_write_json(path, dict(settings))
+    if not path.is_file():
+        return
+    before = read_json(path)
+    changed = [
+        f"{name}: {before.get(name)!r} there, {settings.get(name)!r} now"
+        for name in sorted(before.keys() | settings.keys())
+        if before.get(name) != settings.get(name)
+    ]
+    if changed:
+        raise ValueError(f"{path} says that its folder was made with other settings ({'; '.join(changed)}); {remedy}")
 
 
 def run_samples(
@@ -64,6 +60,7 @@ def run_samples(
     make: Callable[["Frame"], None],
     ranks: Ranks,
     description: str,
+    settings: tuple[Path, Mapping[str, Any]],
 ) -> Tally:
     """Make every sample that is not there yet; call it on all ranks, inside `ranks.group()`.
 
@@ -73,12 +70,15 @@ def run_samples(
         make: makes one sample; a ValueError reports it as failed and the job goes on.
         ranks: the process's place; each rank takes its share.
         description: shown before the progress bar of the main rank.
+        settings: where the settings are written down before the first sample (see `check_settings`), and what.
 
     Returns:
         The tally over all ranks, on every rank.
     """
     from tqdm import tqdm
 
+    if ranks.is_main:
+        atomic_write_json(settings[0], dict(settings[1]))
     made, skipped, failed = 0, 0, {}
     share = ranks.share(frames)
     title = description if ranks.world == 1 else f"{description} (rank 0 of {ranks.world})"

@@ -92,7 +92,7 @@ def run(config: MPIConfig) -> int:
         for field in dataclasses.fields(config)
         if field.name in ("occ_kind", "height", "width", "pixel_origin", "samples_per_cell")
     }
-    check_settings(target / SETTINGS_FILE, settings, ranks, "give another --mtp_path, or remove the folder")
+    check_settings(target / SETTINGS_FILE, settings, "give another --mtp_path, or remove the folder")
     taxonomy = taxonomy_named("syntheocc")
 
     def is_done(frame: "Frame") -> bool:
@@ -119,7 +119,7 @@ def run(config: MPIConfig) -> int:
     if ranks.world > 1 and device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // ranks.world))
     with ranks.group():
-        tally = run_samples(frames, is_done, make, ranks, "MPIs")
+        tally = run_samples(frames, is_done, make, ranks, "MPIs", (target / SETTINGS_FILE, settings))
     if ranks.is_main:
         print_summary(tally, "the MPI files", target)
     return tally.status

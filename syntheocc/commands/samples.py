@@ -43,7 +43,7 @@ class SampleConfig:
     dataroot_path: Path = flag(Path("./data/nuscenes"), "data root, the folder that holds samples/")
     info_path: tuple[str, ...] = flag(
         (),
-        "info pickles of any style, or folders of nuScenes' JSON tables, separated by commas; by default "
+        "info pickles of any style, or folders of nuScenes' JSON tables, one or more; by default "
         "<dataroot>/nuscenes_occ_infos_<train|val>.pkl",
     )
     gen_train_or_val: Literal["train", "val", "trainval"] = flag(
@@ -121,8 +121,11 @@ class SampleConfig:
         """
         if kind == "lidar":
             from syntheocc.occupancy.building import build_occupancy
+            from syntheocc.occupancy.data.lidar import read_lidar
 
-            return build_occupancy(frame)
+            if frame.lidar_path is None or frame.lidar2ego is None:
+                raise ValueError("its source names no lidar sweep or no lidar2ego, from which occupancy is built")
+            return build_occupancy(read_lidar(frame.lidar_path), frame.boxes, frame.lidar2ego)
         from syntheocc.occupancy.data.occupancy_files import occupancy_path, read_occupancy
 
         return read_occupancy(occupancy_path(self.occupancy_root(kind), frame, kind), kind, frame.lidar2ego)

@@ -53,6 +53,27 @@ def from_environment(templates: Sequence[str], environ: Mapping[str, str]) -> st
     return None
 
 
+def environment_defaults(config_class: type, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Defaults that the environment gives to fields of `config_class`, converted to their types.
+
+    Raises:
+        ValueError: a variable's value does not fit the field's type.
+    """
+    hints = typing.get_type_hints(config_class)
+    values = {}
+    for field in dataclasses.fields(config_class):
+        given = from_environment(field.metadata.get("env", ()), environ)
+        if given is not None:
+            try:
+                values[field.name] = _converter(hints[field.name])[0](given)
+            except (ValueError, argparse.ArgumentTypeError) as error:
+                raise ValueError(
+                    f"{given!r} from the environment ({', '.join(field.metadata['env'])}) does not fit {field.name}: "
+                    f"{error}"
+                ) from error
+    return values
+
+
 def parse_flags(
     config_class: type[Config],
     argv: Sequence[str] | None = None,
@@ -70,39 +91,34 @@ def parse_flags(
 
     Exits with status 2 and one line for an unknown flag, a bad value, or a ValueError that the class raises.
     """
-    environ = os.environ if environ is None else environ
     parser = argparse.ArgumentParser(
         description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     hints = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
-        if field.init:
-            _add_flag(parser, field, hints[field.name], environ)
-    values = vars(parser.parse_args(argv))
     try:
-        return config_class(**values)
+        defaults = environment_defaults(config_class, os.environ if environ is None else environ)
+        for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
+            if field.init:
+                _add_flag(parser, field, hints[field.name], defaults)
+        return config_class(**vars(parser.parse_args(argv)))
     except ValueError as error:
         parser.error(str(error))
 
 
 def _add_flag(
-    parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any, environ: Mapping[str, str]
+    parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any, defaults: Mapping[str, Any]
 ) -> None:
-    default = field.default
-    if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
+    default = defaults.get(field.name, field.default)
     required = default is dataclasses.MISSING
     convert, choices, is_switch = _converter(hint)
     text = field.metadata.get("help", "").replace("%", "%%")
-    # argparse converts a string default, so a bad value in the environment is reported like a bad flag
-    given = from_environment(field.metadata.get("env", ()), environ)
-    if given is not None:
-        default, required = given, False
     options: dict[str, Any] = {"help": text or " ", "type": convert, "required": required, "dest": field.name}
     if not required:
         options["default"] = default
     if choices:
         options["metavar"] = "{" + ",".join(str(choice) for choice in choices) + "}"
+    elif typing.get_origin(hint) is tuple:
+        options["metavar"] = "A[,B,...]"
     if is_switch:
         options |= {"nargs": "?", "const": True, "metavar": "True|False"}
     parser.add_argument(f"--{field.name}", **options)

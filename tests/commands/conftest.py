@@ -74,6 +74,15 @@ def write_dataset(root: Path, samples: int = 3) -> TinyDataset:
     return TinyDataset(root, info, frames)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Networks of 16 channels lose more by threads waiting for each other than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def tiny_dataset(tmp_path) -> TinyDataset:
     return write_dataset(tmp_path / "nuscenes")
@@ -93,3 +102,14 @@ def launch():
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A pipeline folder with real, very small networks."""
+    from syntheocc.models.presets import tiny_components
+    from syntheocc.pipelines import SyntheOccPipeline
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    SyntheOccPipeline(**tiny_components(seed=0, pixel_origin="corner")).save_pretrained(folder)
+    return folder

@@ -1,0 +1,282 @@
+"""``syntheocc generate`` and ``infer.py``: six street views for every sample of a data set.
+
+The result for a sample depends on the seed and the sample's token only, not on the number of processes or their order.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from syntheocc.commands.mpi import SETTINGS_FILE, mpi_stems
+from syntheocc.commands.published import TrainingOnlyFlags, ignored_flags
+from syntheocc.commands.samples import SampleConfig
+from syntheocc.engine.flags import flag
+
+if TYPE_CHECKING:
+    import torch
+
+    from syntheocc.commands.outputs import OutputFolder
+    from syntheocc.engine.ranks import Ranks
+    from syntheocc.occupancy.data.frames import Frame
+    from syntheocc.pipelines import SyntheOccPipeline
+    from syntheocc.pipelines.conditions import ConditionSpec
+
+# What a sample's pictures depend on; a folder holds samples of one such set only.
+_SETTINGS = (
+    "pretrained_model_name_or_path model_path_infer revision variant mixed_precision occ_kind mtp_path prompt "
+    "use_captions negative_prompt seed height width num_inference_steps cfg_scale mpi_guidance_scale "
+    "controlnet_conditioning_scale"
+).split()
+
+
+@dataclass(kw_only=True)
+class GenerateConfig(SampleConfig):
+    """Generate the views of a data set's samples; run it again to go on where it stopped."""
+
+    save_img_path: Path = flag(
+        Path("./ckp/train_syntheocc/samples"),
+        "folder of the results",
+        env=("$SAVE_IMG_DIR", "./ckp/$EXP_NAME/samples", "$OUTPUT_DIR/samples"),
+    )
+    model_path_infer: str = flag(
+        "./ckp/train_syntheocc",
+        "trained model: a pipeline folder, or a folder or hub id with controlnet/ and unet/",
+        env=("$OUTPUT_DIR", "./ckp/$EXP_NAME"),
+    )
+    pretrained_model_name_or_path: str = flag(
+        "./ckp/stable-diffusion-v2-1",
+        "Stable Diffusion folder or hub id: VAE, text encoder, tokenizer and scheduler for a model_path_infer that "
+        "holds only controlnet/ and unet/",
+        env="$MODEL_DIR",
+    )
+    revision: str | None = flag(None, "revision of the hub repositories")
+    variant: str | None = flag(None, "variant of the base's weight files, e.g. fp16")
+    occ_kind: Literal[
+        "mpi",
+        "syntheocc",
+        "syntheocc_coarse",
+        "surroundocc",
+        "surroundocc_fine",
+        "openoccupancy",
+        "occ3d",
+        "openocc_v2",
+        "lidar",
+    ] = flag("mpi", "the condition: MPI files below <mtp_path>, or labels of this format rendered on the way")
+    prompt: str = flag("show a photorealistic street view image", "text for all views")
+    use_captions: bool = flag(False, "use a sample's own caption where the data has one")
+    negative_prompt: str | None = flag(None, "what to steer away from")
+    cfg_scale: float = flag(7.5, "guidance by the text; 1 is none")
+    mpi_guidance_scale: float = flag(1.0, "guidance by the occupancy; 1 costs nothing extra")
+    controlnet_conditioning_scale: float = flag(1.0, "strength of the condition")
+    num_inference_steps: int = flag(20, "denoising steps")
+    seed: int = flag(0, "seed of the noise")
+    width: int = flag(800, "columns of a generated view before it is resized to the original's size")
+    height: int = flag(448, "rows of a generated view")
+    mixed_precision: Literal["no", "fp16", "bf16"] = flag("fp16", "precision on a GPU; a CPU computes in float32")
+    allow_tf32: bool = flag(False, "allow TF32 matrix products on a GPU")
+    enable_xformers_memory_efficient_attention: bool = flag(False, "use xformers where it is installed")
+    compile: bool = flag(False, "compile the networks: a minute or more at first, then faster steps")
+    ctrl_channel: int | None = flag(None, "channels of the condition (257: 256 planes + nearest class), only checked")
+    curr_gpu: int | None = flag(None, "index of the GPU to use; under a launcher each process has its own")
+    real_row: bool = flag(True, "show the real pictures in the strips")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.height % 8 or self.width % 8 or self.height < 8 or self.width < 8:
+            raise ValueError(f"height and width must be positive multiples of 8, got {self.height}x{self.width}")
+        if self.num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}")
+
+    def settings(self) -> dict[str, Any]:
+        """What a sample's pictures depend on, as JSON values."""
+        return {name: getattr(self, name) for name in _SETTINGS}
+
+
+@dataclass(kw_only=True)
+class InferConfig(GenerateConfig, TrainingOnlyFlags):
+    """Everything that a published inference command may pass."""
+
+
+def run(config: GenerateConfig) -> int:
+    """Generate all samples; returns the exit status (1: some failed)."""
+    from syntheocc.commands.batch import check_settings, print_summary, run_samples
+    from syntheocc.commands.outputs import OutputFolder
+    from syntheocc.engine.ranks import Ranks
+
+    ranks = Ranks.from_environment()
+    if ranks.is_main and ignored_flags(config):
+        print(f"ignored, because only training uses them: {' '.join(ignored_flags(config))}")
+    frames = config.read_frames()
+    if config.occ_kind not in ("mpi", "lidar"):
+        config.occupancy_root(config.occ_kind)
+    outputs = OutputFolder(config.save_img_path)
+    settings = config.settings()
+    settings_file = outputs.root / "settings.json"
+    check_settings(settings_file, settings, "give another --save_img_path, or remove the folder")
+    # with nothing left to make, no model is loaded
+    unfinished = any(not outputs.is_done(frame) for frame in ranks.share(frames))
+    maker = _SampleMaker(config, load_pipeline(config, ranks), outputs) if unfinished else None
+    with ranks.group():
+        tally = run_samples(frames, outputs.is_done, maker, ranks, "street views", (settings_file, settings))
+        if ranks.is_main:
+            outputs.write_manifest(frames, settings, tally)
+            print_summary(tally, "six views each" if len(frames[0].cameras) == 6 else "the views", outputs.root)
+    return tally.status
+
+
+def sample_seed(seed: int, token: str) -> int:
+    """The seed of one sample's noise, in 0 .. 2^63 - 1: the same whoever makes it, and unlike its neighbours'."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{token}".encode()).digest()[:8], "big") >> 1
+
+
+def load_pipeline(config: GenerateConfig, ranks: "Ranks") -> "SyntheOccPipeline":
+    """The pipeline of a job, on its device and in its precision.
+
+    Raises:
+        ValueError: a folder without a model, a GPU that is not there, a condition of other channels than asked for.
+    """
+    import torch
+
+    from syntheocc.pipelines import SyntheOccPipeline
+    from syntheocc.pipelines.conditions import condition_spec
+
+    device = _device(config, ranks)
+    dtype = torch.float32
+    if device.type == "cuda":
+        dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.mixed_precision]
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
+    elif ranks.is_main and config.mixed_precision != "no":
+        print(f"no GPU: computing in float32 instead of {config.mixed_precision}")
+
+    model = Path(config.model_path_infer)
+    if (model / "model_index.json").is_file():
+        pipe = SyntheOccPipeline.from_pretrained(model, dtype=dtype)
+    elif model.is_dir() and not ((model / "controlnet").is_dir() and (model / "unet").is_dir()):
+        raise ValueError(
+            f"{model} holds neither a pipeline (model_index.json) nor controlnet/ and unet/; give the folder of a "
+            "trained model as --model_path_infer"
+        )
+    else:
+        pipe = SyntheOccPipeline.from_original(
+            config.pretrained_model_name_or_path,
+            config.model_path_infer,
+            dtype=dtype,
+            variant=config.variant,
+            revision=config.revision,
+        )
+    channels = condition_spec(pipe.controlnet).planes.num_layers + 1
+    if config.ctrl_channel not in (None, channels):
+        raise ValueError(f"ctrl_channel is {config.ctrl_channel}, but {config.model_path_infer} takes {channels}")
+    pipe.to(device)
+    if config.enable_xformers_memory_efficient_attention:
+        pipe.enable_xformers_memory_efficient_attention()
+    if device.type == "cuda":
+        pipe.enable_fast_path(compile=config.compile)
+    pipe.set_progress_bar_config(disable=True)  # the bar of the samples is enough
+    return pipe
+
+
+class _SampleMaker:
+    """Makes one sample: reads its inputs, generates, writes; a ValueError leaves it undone."""
+
+    def __init__(self, config: GenerateConfig, pipe: "SyntheOccPipeline", outputs: "OutputFolder"):
+        from syntheocc.pipelines.conditions import condition_spec
+
+        self.config, self.pipe, self.outputs = config, pipe, outputs
+        self.spec = condition_spec(pipe.controlnet)
+        if config.occ_kind == "mpi":
+            _check_mpi_files(config, self.spec)
+
+    def __call__(self, frame: "Frame") -> None:
+        import torch
+
+        from syntheocc.commands.outputs import read_photos
+        from syntheocc.occupancy.pictures import condition_pictures
+
+        config = self.config
+        for camera in frame.cameras.names:  # a sample without names is found before it costs anything
+            self.outputs.view_path(frame, camera)
+        photos = read_photos(frame) if config.real_row else []
+        condition, labels = self._read_condition(frame)
+        prompt = frame.caption if config.use_captions and frame.caption else config.prompt
+        seed = sample_seed(config.seed, frame.token)
+        output = self.pipe(
+            prompt,
+            **condition,
+            cameras=frame.cameras,
+            height=config.height,
+            width=config.width,
+            num_inference_steps=config.num_inference_steps,
+            guidance_scale=config.cfg_scale,
+            mpi_guidance_scale=config.mpi_guidance_scale,
+            controlnet_conditioning_scale=config.controlnet_conditioning_scale,
+            negative_prompt=config.negative_prompt,
+            # drawn on the CPU, so that every device starts from the same noise
+            generator=[torch.Generator().manual_seed(seed)],
+        )
+        images = output.images[0]
+        views = self.outputs.write_views(frame, images)
+        strip = self.outputs.write_strip(frame, condition_pictures(output.mpi[0]), images, photos)
+        label_files = self.outputs.write_labels(frame, **labels)
+        record = {
+            "token": frame.token,
+            "scene": frame.scene,
+            "timestamp_us": frame.timestamp_us,
+            "seed": seed,
+            "prompt": prompt,
+            "views": views,
+            "files": [*views.values(), strip, *label_files],
+        }
+        self.outputs.write_record(frame, record)
+
+    def _read_condition(self, frame: "Frame") -> tuple[dict[str, Any], dict[str, Any]]:
+        """The pipeline's condition, and what `OutputFolder.write_labels` needs beside the frame."""
+        config = self.config
+        if config.occ_kind == "mpi":
+            from syntheocc.occupancy.data.mpi_files import read_mpi_files
+
+            stems = mpi_stems(frame, config.dataroot_path, config.mtp_path)
+            return {"mpi": read_mpi_files(stems, self.spec.planes, self.spec.pixel_origin)}, {}
+        grid = config.read_grid(frame, config.occ_kind)
+        if config.occ_kind == "lidar":
+            return {"occupancy": grid}, {"grid": grid, "kind": "syntheocc"}
+        from syntheocc.occupancy.data.occupancy_files import occupancy_path
+
+        source = occupancy_path(config.occupancy_root(config.occ_kind), frame, config.occ_kind)
+        return {"occupancy": grid}, {"kind": config.occ_kind, "source": source}
+
+
+def _check_mpi_files(config: GenerateConfig, spec: "ConditionSpec") -> None:
+    """Raise ValueError when the folder of MPI files is missing or was made for another kind of model."""
+    from syntheocc.engine.files import read_json
+
+    folder = Path(config.dataroot_path) / config.mtp_path
+    if not folder.is_dir():
+        raise ValueError(
+            f"no MPI files at {folder}; make them with utils/gen_mtp.py, or let them be rendered on the way from "
+            "labels: --occ_kind=syntheocc, occ3d, ..."
+        )
+    # folders made by the original script have no such file: they were sampled at the corner
+    path = folder / SETTINGS_FILE
+    origin = read_json(path)["pixel_origin"] if path.is_file() else "corner"
+    if origin != spec.pixel_origin:
+        raise ValueError(
+            f"the MPI files of {folder} were sampled at the cells' {origin}, the model wants the {spec.pixel_origin}; "
+            f"make them again with utils/gen_mtp.py --pixel_origin={spec.pixel_origin}, or give --occ_kind=syntheocc, "
+            "occ3d, ... to have them rendered on the way"
+        )
+
+
+def _device(config: GenerateConfig, ranks: "Ranks") -> "torch.device":
+    """The rank's own GPU; alone, the one asked for; the CPU where there is none."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if ranks.world > 1:
+        if ranks.is_main and config.curr_gpu is not None:
+            print("ignored, because every process has a GPU of its own: --curr_gpu")
+        return torch.device("cuda", ranks.local_rank % count) if count else torch.device("cpu")
+    if config.curr_gpu is not None and count and not 0 <= config.curr_gpu < count:
+        raise ValueError(f"curr_gpu is {config.curr_gpu}, but this machine has {count} GPUs, counted from 0")
+    return torch.device("cuda", config.curr_gpu or 0) if count else torch.device("cpu")
