@@ -51,6 +51,15 @@ def exit_status(job: Callable[[Any], int], config: Any) -> int:
         return 130
 
 
+def quiet_loading() -> None:
+    """Leave out the bars that diffusers and transformers draw while they load: a job has a bar of its own."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
 def _refuse(error: ValueError) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2

@@ -104,7 +104,8 @@ def print_summary(tally: Tally, what: str, where: Path | str) -> None:
     """The job's last lines: what was written and where, and the samples that are missing from it."""
     there = f", {tally.skipped} were there already" if tally.skipped else ""
     lost = f", {len(tally.failed)} failed" if tally.failed else ""
-    print(f"wrote {what} of {tally.made} samples to {where}{there}{lost}")
+    count = "1 sample" if tally.made == 1 else f"{tally.made} samples"
+    print(f"wrote {what} of {count} to {where}{there}{lost}")
     for token, reason in list(tally.failed.items())[:SHOWN_FAILURES]:
         print(f"  failed: {token}: {reason}")
     if len(tally.failed) > SHOWN_FAILURES:

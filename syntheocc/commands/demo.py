@@ -96,8 +96,10 @@ def load_demo_pipeline(model: str | None, seed: int) -> tuple["SyntheOccPipeline
     Raises:
         ValueError: `model` is not a pipeline folder.
     """
+    from syntheocc.commands import quiet_loading
     from syntheocc.pipelines import SyntheOccPipeline
 
+    quiet_loading()
     folder = Path(model) if model is not None else NANO
     if (folder / "model_index.json").is_file():
         return SyntheOccPipeline.from_pretrained(folder), f"model {folder.name}"

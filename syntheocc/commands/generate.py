@@ -108,7 +108,9 @@ def run(config: GenerateConfig) -> int:
     if ranks.is_main and ignored_flags(config):
         print(f"ignored, because only training uses them: {' '.join(ignored_flags(config))}")
     frames = config.read_frames()
-    if config.occ_kind not in ("mpi", "lidar"):
+    if config.occ_kind == "mpi":
+        _mpi_folder(config)
+    elif config.occ_kind != "lidar":
         config.occupancy_root(config.occ_kind)
     outputs = OutputFolder(config.save_img_path)
     settings = config.settings()
@@ -138,9 +140,11 @@ def load_pipeline(config: GenerateConfig, ranks: "Ranks") -> "SyntheOccPipeline"
     """
     import torch
 
+    from syntheocc.commands import quiet_loading
     from syntheocc.pipelines import SyntheOccPipeline
     from syntheocc.pipelines.conditions import condition_spec
 
+    quiet_loading()
     device = _device(config, ranks)
     dtype = torch.float32
     if device.type == "cuda":
@@ -247,16 +251,22 @@ class _SampleMaker:
         return {"occupancy": grid}, {"kind": config.occ_kind, "source": source}
 
 
-def _check_mpi_files(config: GenerateConfig, spec: "ConditionSpec") -> None:
-    """Raise ValueError when the folder of MPI files is missing or was made for another kind of model."""
-    from syntheocc.engine.files import read_json
-
+def _mpi_folder(config: GenerateConfig) -> Path:
+    """The folder of the MPI files; ValueError when it is missing."""
     folder = Path(config.dataroot_path) / config.mtp_path
     if not folder.is_dir():
         raise ValueError(
             f"no MPI files at {folder}; make them with utils/gen_mtp.py, or let them be rendered on the way from "
             "labels: --occ_kind=syntheocc, occ3d, ..."
         )
+    return folder
+
+
+def _check_mpi_files(config: GenerateConfig, spec: "ConditionSpec") -> None:
+    """Raise ValueError when the MPI files were made for another kind of model."""
+    from syntheocc.engine.files import read_json
+
+    folder = _mpi_folder(config)
     # folders made by the original script have no such file: they were sampled at the corner
     path = folder / SETTINGS_FILE
     origin = read_json(path)["pixel_origin"] if path.is_file() else "corner"

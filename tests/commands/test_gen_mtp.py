@@ -48,7 +48,7 @@ def test_two_ranks_write_every_sample_once_and_go_on_where_they_stopped(tiny_dat
     before = {path: path.stat().st_mtime_ns for path in written(tiny_dataset)}
     again = launch(SCRIPT, *flags(tiny_dataset), ranks=2)
     assert again.returncode == 0, again.stderr
-    assert "of 1 samples" in again.stdout and "2 were there already" in again.stdout
+    assert "of 1 sample to" in again.stdout and "2 were there already" in again.stdout
     assert written(tiny_dataset) == expected(tiny_dataset, [0, 1, 2])
     assert all(path.stat().st_mtime_ns == before[path] for path in before), "a finished sample was made again"
 
