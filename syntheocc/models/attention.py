@@ -18,6 +18,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
 from syntheocc.models.neighbors import NeighborLinks, view_links
+from syntheocc.models.ops.wide_copy import take
 
 NEW_LAYERS = ("norm4", "attn4", "connector")
 NEW_LAYERS_VIDEO = ("norm5", "attn5", "connector_temporal")
@@ -125,7 +126,7 @@ class NeighborAttention(nn.Module):
         answers = []
         for k, neighbor in enumerate(links.neighbor.unbind(0)):
             answer = dispatch_attention_fn(
-                query, key.index_select(0, neighbor), value.index_select(0, neighbor), backend=self.attention_backend
+                query, take(key, neighbor), take(value, neighbor), backend=self.attention_backend
             )
             if links.weight is not None:
                 answer = answer * links.weight[k].to(answer.dtype)[:, None, None, None]
@@ -206,24 +207,33 @@ class MultiviewTransformerBlock(BasicTransformerBlock):
         if not isinstance(neighbors, NeighborLinks):
             neighbors = view_links(neighbors, hidden_states.shape[0], hidden_states.device)
 
-        hidden_states = hidden_states + self.attn1(
-            self.norm1(hidden_states),
+        hidden_states, normed = self.add_norm(hidden_states, None, self.norm1)
+        change = self.attn1(
+            normed,
             encoder_hidden_states=encoder_hidden_states if self.only_cross_attention else None,
             attention_mask=attention_mask,
             **attention_kwargs,
         )
         if self.attn2 is not None:
-            hidden_states = hidden_states + self.attn2(
-                self.norm2(hidden_states),
+            hidden_states, normed = self.add_norm(change, hidden_states, self.norm2)
+            change = self.attn2(
+                normed,
                 encoder_hidden_states=encoder_hidden_states,
                 attention_mask=encoder_attention_mask,
                 **attention_kwargs,
             )
-        hidden_states = hidden_states + self.connector(self.attn4(self.norm4(hidden_states), neighbors))
+        hidden_states, normed = self.add_norm(change, hidden_states, self.norm4)
+        change = self.connector(self.attn4(normed, neighbors))
         if self.attn5 is not None and frame_neighbors is not None:
-            across_time = self.attn5(self.norm5(hidden_states), frame_neighbors)
-            hidden_states = hidden_states + self.connector_temporal(across_time)
-        return hidden_states + self.ff(self.norm3(hidden_states))
+            hidden_states, normed = self.add_norm(change, hidden_states, self.norm5)
+            change = self.connector_temporal(self.attn5(normed, frame_neighbors))
+        hidden_states, normed = self.add_norm(change, hidden_states, self.norm3)
+        return hidden_states + self.ff(normed)
+
+    def add_norm(self, change: Tensor, residual: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
+        """Return the residual sum and the normed sum; a subclass may compute both in one pass."""
+        total = change if residual is None else residual + change
+        return total, norm(total)
 
 
 def neighbor_attention_reference(attention: NeighborAttention, hidden_states: Tensor, neighbors: Tensor) -> Tensor:

@@ -1,15 +1,16 @@
 """The ControlNet that reads semantic multi-plane images; what a condition must look like lives in its config."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from diffusers import ModelMixin  # noqa: F401  (see attention.py)
 from diffusers.models.controlnets.controlnet import ControlNetModel, ControlNetOutput
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from syntheocc.models.attention import DispatchAttnProcessor
-from syntheocc.models.loading import StrictLoadingMixin, config_for, copy_weights, place_like, signature_with
+from syntheocc.models.loading import StrictLoadingMixin, config_for, copy_weights, place_like, takes_arguments_of
 from syntheocc.models.mpi_encoder import MPIEncoder
 from syntheocc.occupancy.taxonomy import TAXONOMIES, taxonomy_named
 
@@ -23,11 +24,16 @@ class EncodedCondition(NamedTuple):
 class ConditionEncoder(MPIEncoder):
     """MPIEncoder that lets encoded features pass, so that they need not be encoded again at every step."""
 
-    def forward(self, labels: Tensor | EncodedCondition, nearest: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        labels: Tensor | EncodedCondition,
+        nearest: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
         """Encode class ids as MPIEncoder does, or return the features of an EncodedCondition."""
         if isinstance(labels, EncodedCondition):
             return labels.features
-        return super().forward(labels, nearest)
+        return super().forward(labels, nearest, dtype)
 
 
 class MPIControlNetModel(StrictLoadingMixin, ControlNetModel):
@@ -54,11 +60,12 @@ class MPIControlNetModel(StrictLoadingMixin, ControlNetModel):
     _repeated_blocks = ["BasicTransformerBlock"]
     _accepted_class_names = ("MPIControlNetModel", "ControlNetModel1x1")
 
+    @takes_arguments_of(ControlNetModel.__init__)
     def __init__(
         self,
         *args,
         conditioning_channels: int = 257,
-        encoder_kind: str = "scalar",
+        encoder_kind: Literal["scalar", "categorical"] = "scalar",
         num_planes: int = 256,
         near: float = 0.2,
         step: float = 0.2,
@@ -102,13 +109,11 @@ class MPIControlNetModel(StrictLoadingMixin, ControlNetModel):
         )
         self.set_default_attn_processor()
 
-    __init__.__signature__ = signature_with(ControlNetModel.__init__, __init__)
-
     @classmethod
     def from_unet(
         cls,
         unet: UNet2DConditionModel,
-        encoder_kind: str = "categorical",
+        encoder_kind: Literal["scalar", "categorical"] = "categorical",
         num_planes: int = 256,
         near: float = 0.2,
         step: float = 0.2,
@@ -158,7 +163,8 @@ class MPIControlNetModel(StrictLoadingMixin, ControlNetModel):
             "num_classes": num_classes,
             "free_class": free_class,
         }
-        model = place_like(cls(**config_for(cls, unet.config, **own)), unet)
+        model = cls(**config_for(cls, unet.config, **own))
+        place_like(model, unet)
         copy_weights(unet, model, new=lambda name: name.startswith("controlnet_"))
         return model
 
@@ -170,8 +176,11 @@ class MPIControlNetModel(StrictLoadingMixin, ControlNetModel):
         config = self.config
         return PlaneSpec(num_planes=config.num_planes, near=config.near, step=config.step, groups=config.groups)
 
+    @apply_forward_hook
     def encode_condition(self, labels: Tensor, nearest: Tensor | None = None) -> Tensor:
         """Encode MPIs once for all steps; the encoding depends on neither timestep nor text.
+
+        With model offloading the network is brought to the device first, as for `forward`.
 
         Args:
             labels: class ids [N, D, h, w] or [N, D+1, h, w] (nearest class last); see MPIEncoder.forward.
@@ -181,12 +190,19 @@ class MPIControlNetModel(StrictLoadingMixin, ControlNetModel):
             [N, C, h, w]; pass it to `forward` as `cond_embedding`.
 
         """
-        return self.controlnet_cond_embedding(labels, nearest)
+        return self.controlnet_cond_embedding(labels, nearest, self.dtype)
 
-    def null_condition(self, height: int, width: int) -> Tensor:
-        """Return the encoding [1, C, height, width] of an all-free MPI, the null condition of guidance."""
+    def null_condition(self, height: int, width: int, device: torch.device | None = None) -> Tensor:
+        """Return the encoding [1, C, height, width] of an all-free MPI, the null condition of guidance.
+
+        Args:
+            height: of the latents.
+            width: of the latents.
+            device: where it is encoded; default: where the weights are.
+
+        """
         layers = self.controlnet_cond_embedding.num_planes + 1
-        free = torch.full((1, layers, 1, 1), self.config.free_class, dtype=torch.uint8, device=self.device)
+        free = torch.full((1, layers, 1, 1), self.config.free_class, dtype=torch.uint8, device=device or self.device)
         return self.encode_condition(free).expand(-1, -1, height, width)
 
     def forward(

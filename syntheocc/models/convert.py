@@ -40,8 +40,8 @@ def load_released(
         (controlnet, unet) in evaluation mode.
 
     Raises:
-        ValueError: a file is missing or damaged, a config names another class, or tensors are missing, unexpected or of another
-            shape; the message names them.
+        ValueError: a file is missing or damaged, a config names another class, or tensors are missing, unexpected or
+            of another shape; the message names them.
 
     Example:
         >>> controlnet, unet = load_released("ckp/SyntheOcc", dtype=torch.float16)

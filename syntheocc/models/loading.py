@@ -4,21 +4,26 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from diffusers import ModelMixin  # noqa: F401  (diffusers looks for it in the module that a saved class names)
+from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 
-def signature_with(parent_init: Callable, own_init: Callable) -> inspect.Signature:
-    """Return the signature of a subclass's `__init__(self, *args, own..., **kwargs)` with the parent's spelled out.
+def takes_arguments_of(parent_init: Callable) -> Callable[[Callable], Callable]:
+    """Decorate a subclass's `__init__(self, *args, own..., **kwargs)` to spell out the parent's arguments.
 
     diffusers reads a class's config keys off this signature; with bare *args and **kwargs the config would be lost,
     and from_pretrained would build the parent's default network.
     """
-    parameters = dict(inspect.signature(parent_init).parameters)
-    for name, parameter in inspect.signature(own_init).parameters.items():
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            parameters[name] = parameter.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return inspect.Signature(list(parameters.values()))
+
+    def spell_out(own_init: Callable) -> Callable:
+        parameters = dict(inspect.signature(parent_init).parameters)
+        for name, parameter in inspect.signature(own_init).parameters.items():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                parameters[name] = parameter.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        own_init.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+        return own_init
+
+    return spell_out
 
 
 def config_for(cls: type, config: Mapping[str, Any], **own: Any) -> dict[str, Any]:
@@ -28,7 +33,7 @@ def config_for(cls: type, config: Mapping[str, Any], **own: Any) -> dict[str, An
         ValueError: `own` names something that `cls` does not take.
 
     """
-    known = set(inspect.signature(cls.__init__).parameters) - {"self"}
+    known = set(inspect.signature(cls).parameters)
     if unknown := sorted(set(own) - known):
         raise ValueError(f"{cls.__name__} has no argument {unknown}")
     shared = {key: value for key, value in config.items() if key in known and not key.startswith("_")}
@@ -58,12 +63,12 @@ def copy_weights(source: nn.Module, target: nn.Module, new: Callable[[str], bool
     target.load_state_dict({name: have[name] for name in want if name in have}, strict=False)
 
 
-def place_like(model: nn.Module, other: nn.Module) -> nn.Module:
-    """Move `model` to the device and dtype of `other` (a ModelMixin) and return it."""
-    return nn.Module.to(model, device=other.device, dtype=other.dtype)
+def place_like(model: nn.Module, other: ModelMixin) -> None:
+    """Move `model` to the device and dtype of `other`."""
+    nn.Module.to(model, device=other.device, dtype=other.dtype)
 
 
-class StrictLoadingMixin:
+class StrictLoadingMixin(ModelMixin):
     """`from_pretrained` that refuses anything but a complete folder of this very class.
 
     diffusers warns about missing tensors and leaves those layers uninitialised (whatever the memory held, NaN

@@ -71,7 +71,7 @@ class MPIEncoder(nn.Module):
             nn.Conv2d(out_channels, out_channels, kernel_size=1),
         )
 
-    def forward(self, labels: Tensor, nearest: Tensor | None = None) -> Tensor:
+    def forward(self, labels: Tensor, nearest: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """Encode MPIs.
 
         Args:
@@ -79,18 +79,20 @@ class MPIEncoder(nn.Module):
                 plane (the layout of the released files). "categorical" wants integers, "scalar" takes floats too.
             nearest: class ids [N, h, w] of the nearest non-free plane; default: the last plane of `labels`, or found
                 in `labels`.
+            dtype: to compute in; default: that of the weights. They differ where weights are only stored in float8.
 
         Returns:
-            [N, C, h, w] in the dtype of the weights.
+            [N, C, h, w] in `dtype`.
 
         Raises:
             ValueError: wrong shape or dtype, or an id that is no class ("categorical" only).
 
         """
         layers = self.with_nearest(labels, nearest)
-        if self.kind == "scalar":
-            return self.position_encoder(layers.to(self.position_encoder[0].weight.dtype))
-        return self.position_encoder(self.embed_sparse(layers))
+        if dtype is None:
+            dtype = next(self.position_encoder.parameters()).dtype
+        features = layers if self.kind == "scalar" else self.embed_sparse(layers)
+        return self.position_encoder(features.to(dtype))
 
     def with_nearest(self, labels: Tensor, nearest: Tensor | None = None) -> Tensor:
         """Return [N, D+1, h, w]: the planes near to far, then the class of the nearest non-free plane."""

@@ -17,7 +17,7 @@ from syntheocc.models.attention import (
     MultiviewTransformerBlock,
     NeighborAttention,
 )
-from syntheocc.models.loading import StrictLoadingMixin, config_for, copy_weights, place_like, signature_with
+from syntheocc.models.loading import StrictLoadingMixin, config_for, copy_weights, place_like, takes_arguments_of
 from syntheocc.models.neighbors import NeighborLinks, frame_links, view_links
 
 
@@ -53,6 +53,7 @@ class MultiviewUNet2DConditionModel(StrictLoadingMixin, UNet2DConditionModel):
     ]
     _accepted_class_names = ("MultiviewUNet2DConditionModel", "UNet2DConditionModelMultiview")
 
+    @takes_arguments_of(UNet2DConditionModel.__init__)
     def __init__(
         self,
         *args,
@@ -92,8 +93,6 @@ class MultiviewUNet2DConditionModel(StrictLoadingMixin, UNet2DConditionModel):
             MultiviewTransformerBlock.install(block, video=cross_frame_attention)
         self.set_default_attn_processor()
 
-    __init__.__signature__ = signature_with(UNet2DConditionModel.__init__, __init__)
-
     @classmethod
     def from_unet(cls, unet: UNet2DConditionModel, **own: Any) -> "MultiviewUNet2DConditionModel":
         """Add cross-view layers to a stock UNet; before training, the output is the stock UNet's bit for bit.
@@ -110,7 +109,8 @@ class MultiviewUNet2DConditionModel(StrictLoadingMixin, UNet2DConditionModel):
             ValueError: `unet` lacks weights that only it could supply.
 
         """
-        model = place_like(cls(**config_for(cls, unet.config, **own)), unet)
+        model = cls(**config_for(cls, unet.config, **own))
+        place_like(model, unet)
         copy_weights(unet, model, new=lambda name: not _NEW.isdisjoint(name.split(".")))
         return model
 

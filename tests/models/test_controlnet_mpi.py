@@ -181,6 +181,29 @@ def nn_without(model, child):
     return model
 
 
+@torch.no_grad()
+def test_the_whole_forward_is_one_graph(trained):
+    noise, labels = noise_and_labels()
+    embedding = trained.encode_condition(labels)
+    want = trained(**noise, cond_embedding=embedding)
+    torch._dynamo.reset()
+    traced = torch.compile(trained.forward, backend="eager", fullgraph=True)  # a graph break would raise
+    got = traced(**noise, cond_embedding=embedding)
+    assert all(torch.equal(a, b) for a, b in zip(residuals(got), residuals(want), strict=True))
+
+
+@torch.no_grad()
+def test_weights_stored_in_float8_still_encode(stock_unet):
+    for kind in ("scalar", "categorical"):
+        controlnet = MPIControlNetModel.from_unet(stock_unet(), encoder_kind=kind, num_planes=PLANES)
+        _, labels = noise_and_labels()
+        want = controlnet.encode_condition(labels)
+        controlnet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+        got = controlnet.encode_condition(labels)
+        assert got.dtype == torch.float32
+        assert 0 < (got - want).abs().max() < 0.2 * want.abs().max()
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_repeated_blocks_compile(stock_unet):

@@ -178,6 +178,15 @@ def test_lora_reaches_the_cross_view_layers(stock_unet):
     assert (unet(**inputs(), **NEIGHBORS).sample - before).abs().max() > 1e-4
 
 
+@torch.no_grad()
+def test_the_whole_forward_is_one_graph(trained):
+    want = trained(**inputs(), **NEIGHBORS).sample
+    torch._dynamo.reset()
+    traced = torch.compile(trained.forward, backend="eager", fullgraph=True)  # a graph break would raise
+    assert torch.equal(traced(**inputs(), **NEIGHBORS).sample, want)
+    assert torch.equal(traced(**inputs(), cross_attention_kwargs=trained.link_views(6, RING)).sample, want)
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_repeated_blocks_compile_into_whole_graphs(trained):
