@@ -4,6 +4,7 @@ import pytest
 from syntheocc.commands import exit_status
 from syntheocc.commands.mpi import SETTINGS_FILE, MPIConfig, run
 from syntheocc.engine.files import read_json
+from syntheocc.engine.flags import parse_flags
 from syntheocc.occupancy import NUSCENES_CAMERAS, PlaneSpec, render_mpi, taxonomy_named
 from syntheocc.occupancy.data.mpi_files import read_mpi_files
 
@@ -33,7 +34,7 @@ def expected(dataset, samples, folder="samples_syntheocc_surocc"):
     )
 
 
-def test_two_ranks_write_every_sample_once_and_go_on_where_they_stopped(tiny_dataset, launch):
+def test_two_ranks_write_every_sample_once_and_one_goes_on_where_they_stopped(tiny_dataset, launch, capsys):
     label = tiny_dataset.label_path(1)
     whole = label.read_bytes()
     label.write_bytes(whole[: len(whole) // 2])
@@ -46,9 +47,9 @@ def test_two_ranks_write_every_sample_once_and_go_on_where_they_stopped(tiny_dat
 
     label.write_bytes(whole)
     before = {path: path.stat().st_mtime_ns for path in written(tiny_dataset)}
-    again = launch(SCRIPT, *flags(tiny_dataset), ranks=2)
-    assert again.returncode == 0, again.stderr
-    assert "of 1 sample to" in again.stdout and "2 were there already" in again.stdout
+    assert run(config(tiny_dataset)) == 0
+    said = capsys.readouterr().out
+    assert "of 1 sample to" in said and "2 were there already" in said
     assert written(tiny_dataset) == expected(tiny_dataset, [0, 1, 2])
     assert all(path.stat().st_mtime_ns == before[path] for path in before), "a finished sample was made again"
 
@@ -77,7 +78,7 @@ def test_a_folder_made_with_other_settings_is_not_mixed(tiny_dataset, capsys):
     assert read_json(tiny_dataset.root / "samples_syntheocc_surocc" / SETTINGS_FILE)["pixel_origin"] == "corner"
 
 
-def test_the_published_command_and_the_environment_name_the_folder(tiny_dataset, launch):
+def test_the_published_command_and_the_environment_name_the_folder(tiny_dataset, launch, capsys):
     tiny_dataset.info.rename(tiny_dataset.root / "nuscenes_occ_infos_val.pkl")
     given = [
         f"--dataroot_path={tiny_dataset.root}",
@@ -89,10 +90,13 @@ def test_the_published_command_and_the_environment_name_the_folder(tiny_dataset,
     assert done.returncode == 0, done.stderr
     assert len(written(tiny_dataset, "mine")) == 6 * 4
 
-    both = launch(SCRIPT, *given)
-    assert both.returncode == 2 and "nuscenes_occ_infos_train.pkl" in both.stderr and "--info_path" in both.stderr
-    unknown = launch(SCRIPT, "--occ_knd=occ3d")
-    assert unknown.returncode == 2 and "unrecognized arguments: --occ_knd=occ3d" in unknown.stderr
+    both = parse_flags(MPIConfig, given, environ={})
+    assert exit_status(run, both) == 2, "train and val by default, and there is no train"
+    said = capsys.readouterr().err
+    assert "nuscenes_occ_infos_train.pkl" in said and "--info_path" in said
+    with pytest.raises(SystemExit):
+        parse_flags(MPIConfig, ["--occ_knd=occ3d"], environ={})
+    assert "unrecognized arguments: --occ_knd=occ3d" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

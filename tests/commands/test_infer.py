@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from syntheocc.commands import exit_status, mpi
@@ -93,7 +94,10 @@ def test_one_bad_sample_is_skipped_and_the_rest_is_complete(tiny_dataset, tiny_m
     assert not list(tmp_path.rglob("*.tmp*")), "half a file was left"
 
 
-def test_the_published_command_alone_and_on_two_ranks_gives_the_same(tiny_dataset, tiny_model, tmp_path, launch):
+def test_the_published_command_alone_and_on_two_ranks_gives_the_same(
+    tiny_dataset, tiny_model, tmp_path, launch, capsys, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # the launched ranks see no GPU either
     size = {"height": 8, "width": 12, "num_planes": (256,), "occ_kind": "syntheocc_coarse"}
     assert mpi.run(mpi.MPIConfig(dataroot_path=tiny_dataset.root, info_path=(str(tiny_dataset.info),), **size)) == 0
     given = [
@@ -110,10 +114,10 @@ def test_the_published_command_alone_and_on_two_ranks_gives_the_same(tiny_datase
         "--use_cbgs=True",
         "--report_to=wandb",
     ]
-    alone = launch("infer.py", *given, f"--save_img_path={tmp_path / 'alone'}")
-    assert alone.returncode == 0, alone.stderr
-    assert "only training uses them: --report_to --use_cbgs" in alone.stdout
-    assert "float32 instead of fp16" in alone.stdout
+    alone = parse_flags(InferConfig, [*given, f"--save_img_path={tmp_path / 'alone'}"], environ={})
+    assert exit_status(run, alone) == 0
+    said = capsys.readouterr().out
+    assert "only training uses them: --report_to --use_cbgs" in said and "float32 instead of fp16" in said
     shared = launch("infer.py", *given, ranks=2, EXP_NAME="run", SAVE_IMG_DIR=str(tmp_path / "shared"))
     assert shared.returncode == 0, shared.stderr
     assert "of 3 samples" in shared.stdout
