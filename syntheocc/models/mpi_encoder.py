@@ -13,7 +13,7 @@ from diffusers import ModelMixin  # noqa: F401  (diffusers looks for it in the m
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-UNKNOWN = 255
+from syntheocc.occupancy.taxonomy import UNKNOWN
 
 
 class MPIEncoder(nn.Module):
