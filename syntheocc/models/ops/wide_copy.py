@@ -1,0 +1,39 @@
+"""Copies in 8-byte words: torch moves half-precision values one by one when it gathers or repeats them.
+
+On an H200 the 64 gathers of a denoising step took 3.1 ms, a third of the memory bandwidth, and nearest-neighbour
+upsampling a tenth of it. Bits are moved, nothing is computed, so results are exactly torch's own.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """``x.index_select(0, index)`` of x [N, ...] and an int64 index [M]: [M, ...], contiguous if x is."""
+    if not _in_words(x, x[0].numel()):
+        return x.index_select(0, index)
+    words = x.flatten(1).view(torch.int64)
+    return words.index_select(0, index).view(x.dtype).view(-1, *x.shape[1:])
+
+
+def double_pixels(x: Tensor) -> Tensor:
+    """Nearest-neighbour upsampling of x [N, C, H, W] by two, [N, C, 2H, 2W], in x's memory format."""
+    pixels = x.permute(0, 2, 3, 1)
+    if not _in_words(pixels, x.shape[1]):
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    n, height, width, _ = pixels.shape
+    words = pixels.view(torch.int64)[:, :, None, :, None]
+    doubled = words.expand(-1, -1, 2, -1, 2, -1).reshape(n, 2 * height, 2 * width, -1)
+    return doubled.view(x.dtype).permute(0, 3, 1, 2)
+
+
+def _in_words(x: Tensor, run: int) -> bool:
+    """Whether runs of `run` values of a contiguous x are whole aligned words, and nobody needs gradients through them.
+
+    Not under torch.compile: inductor writes such copies well, and fuses them.
+    """
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
+        return False
+    size = x.element_size()
+    return x.is_contiguous() and run * size % 8 == 0 and x.storage_offset() * size % 8 == 0
