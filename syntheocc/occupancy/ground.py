@@ -142,8 +142,9 @@ def map_ground(
         weight = ndimage.gaussian_filter(count.astype(float), 1.0)
         brightness = (ndimage.gaussian_filter(total, 1.0) / np.maximum(weight, 1e-9))[nearest]
     base = xy @ plane[:2] + plane[2]
-    # Farther out fewer points hold the heights: half a percent of slope is allowed for.
-    slack = 0.75 * rules.curb + 0.005 * np.hypot(*np.moveaxis(xy - sensor[:2], -1, 0))
+    # Farther out fewer points hold the heights; from 33 m on this is a curb's height and no sidewalk is told apart.
+    distance = np.hypot(xy[..., 0] - sensor[0], xy[..., 1] - sensor[1])
+    slack = 0.5 * rules.curb + 1e-4 * distance**2
     for _ in range(3):
         weight = ndimage.gaussian_filter(road.astype(float), 10.0 / rules.cell) + 1e-9
         road_level = base + ndimage.gaussian_filter(np.where(road, height - base, 0.0), 10.0 / rules.cell) / weight
