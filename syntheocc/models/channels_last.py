@@ -10,14 +10,19 @@ from typing import Any
 import torch
 from diffusers import ModelMixin  # noqa: F401  (diffusers looks for it in the module that a saved class names)
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
+from syntheocc.models.attention import MultiviewTransformerBlock
+from syntheocc.models.ops.add_layer_norm import add_layer_norm
 from syntheocc.models.ops.dispatch import use_triton
 from syntheocc.models.ops.geglu import geglu
 from syntheocc.models.ops.group_norm import group_norm
 from syntheocc.models.ops.residual_add import residual_add
+from syntheocc.models.ops.wide_copy import double_pixels
 
 
 class FusedGroupNorm(nn.GroupNorm):
@@ -37,7 +42,8 @@ class FusedResnetBlock2D(ResnetBlock2D):
         return (
             block.upsample is None
             and block.downsample is None
-            and block.time_embedding_norm == "default"
+            # "group" is the VAE's: as "default" where there is no time embedding to add.
+            and (block.time_embedding_norm == "default" or _is_timeless_group(block))
             and isinstance(block.nonlinearity, nn.SiLU)
             and not block.skip_time_act
         )
@@ -63,10 +69,14 @@ class FusedResnetBlock2D(ResnetBlock2D):
         return input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
 
 
-def _is_bare(conv: nn.Module) -> bool:
-    """Whether a convolution is nothing but its weights: no LoRA around it, no off-loading or other hook on it."""
-    hooked = conv._forward_hooks or conv._forward_pre_hooks or "forward" in vars(conv)
-    return type(conv) is nn.Conv2d and conv.bias is not None and not hooked
+def _is_timeless_group(block: ResnetBlock2D) -> bool:
+    return block.time_embedding_norm == "group" and block.time_emb_proj is None
+
+
+def _is_bare(layer: nn.Module, kind: type[nn.Module] = nn.Conv2d) -> bool:
+    """Whether a layer is nothing but its weights: no LoRA around it, no off-loading or other hook on it."""
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    return type(layer) is kind and layer.bias is not None and not hooked
 
 
 class ChannelsLastTransformer2DModel(Transformer2DModel):
@@ -82,6 +92,72 @@ class ChannelsLastTransformer2DModel(Transformer2DModel):
         return image + residual
 
 
+class ChannelsLastUpsample2D(Upsample2D):
+    """`Upsample2D` whose doubling of the pixels runs at the speed of a copy."""
+
+    @staticmethod
+    def fits(layer: Upsample2D) -> bool:
+        """Whether a layer doubles the pixels and convolves, and nothing else."""
+        return layer.norm is None and layer.use_conv and not layer.use_conv_transpose and layer.interpolate
+
+    def forward(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        """[N, C, H, W] to [N, C_out, 2H, 2W], or to `output_size` where a skip connection is a pixel short."""
+        height, width = hidden_states.shape[-2:]
+        if output_size is not None and tuple(output_size) != (2 * height, 2 * width):
+            return super().forward(hidden_states, output_size, *args, **kwargs)
+        convolve = self.conv if self.name == "conv" else self.Conv2d_0
+        return convolve(double_pixels(hidden_states))
+
+
+def _add_norm(change: Tensor, residual: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """The residual sum and the normed sum, in one pass where the norm is a plain one."""
+    if _is_bare(norm, nn.LayerNorm):
+        return add_layer_norm(change, residual, norm.weight, norm.bias, norm.eps)
+    total = change if residual is None else residual + change
+    return total, norm(total)
+
+
+class FusedMultiviewTransformerBlock(MultiviewTransformerBlock):
+    """`MultiviewTransformerBlock` that adds and norms in one pass."""
+
+    def add_norm(self, change: Tensor, residual: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
+        """The residual sum and the normed sum."""
+        return _add_norm(change, residual, norm)
+
+
+class FusedTransformerBlock(BasicTransformerBlock):
+    """`BasicTransformerBlock` of self-attention, text attention and feed-forward that adds and norms in one pass."""
+
+    @staticmethod
+    def fits(block: BasicTransformerBlock) -> bool:
+        """Whether a block is one that this forward computes."""
+        plain = block.norm_type == "layer_norm" and block.pos_embed is None and block._chunk_size is None
+        return plain and block.attn2 is not None and not hasattr(block, "fuser")
+
+    def forward(
+        self,
+        hidden_states: Tensor,  # [N, L, C]
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,  # [N, T, C_text]
+        encoder_attention_mask: Tensor | None = None,
+        timestep: Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        class_labels: Tensor | None = None,
+        added_cond_kwargs: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        """[N, L, C] to the same shape."""
+        kwargs = cross_attention_kwargs or {}
+        hidden_states, normed = _add_norm(hidden_states, None, self.norm1)
+        context = encoder_hidden_states if self.only_cross_attention else None
+        change = self.attn1(normed, encoder_hidden_states=context, attention_mask=attention_mask, **kwargs)
+        hidden_states, normed = _add_norm(change, hidden_states, self.norm2)
+        change = self.attn2(
+            normed, encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask, **kwargs
+        )
+        hidden_states, normed = _add_norm(change, hidden_states, self.norm3)
+        return hidden_states + self.ff(normed)
+
+
 class FusedGEGLU(GEGLU):
     """`GEGLU` with the gate in one pass."""
 
@@ -94,6 +170,9 @@ _SWAPS: dict[type[nn.Module], type[nn.Module]] = {
     nn.GroupNorm: FusedGroupNorm,
     ResnetBlock2D: FusedResnetBlock2D,
     Transformer2DModel: ChannelsLastTransformer2DModel,
+    Upsample2D: ChannelsLastUpsample2D,
+    BasicTransformerBlock: FusedTransformerBlock,
+    MultiviewTransformerBlock: FusedMultiviewTransformerBlock,
     GEGLU: FusedGEGLU,
 }
 
@@ -109,10 +188,9 @@ def to_channels_last(model: nn.Module) -> nn.Module:
     """
     model.to(memory_format=torch.channels_last)
     for module in model.modules():
-        if type(module) is ResnetBlock2D and not FusedResnetBlock2D.fits(module):
-            continue
-        if type(module) in _SWAPS:
-            module.__class__ = _SWAPS[type(module)]
+        swap = _SWAPS.get(type(module))
+        if swap is not None and getattr(swap, "fits", lambda _: True)(module):
+            module.__class__ = swap
     return model
 
 
