@@ -108,7 +108,7 @@ labels[150] = 4
 grid = occ.OccupancyGrid(labels, *occ.OCC3D_NUSCENES)
 cam2ego = torch.tensor([[0., 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1], [0, 0, 0, 1]])
 rig = occ.CameraRig({"front": occ.Camera([[100., 0, 50], [0, 100, 30], [0, 0, 1]], cam2ego, 60, 100)})
-assert occ.render_mpi(grid, rig, 6, 10).nearest.max() == 4
+assert (occ.render_mpi(grid, rig, 6, 10).nearest == 4).any()
 print("rendered")
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)

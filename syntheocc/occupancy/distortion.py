@@ -4,6 +4,7 @@ Both are OpenCV's definitions and coefficient names. A polynomial folds back on 
 have no image, and `undistort` and `distort` give NaN for them instead of a wrong answer.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
@@ -42,9 +43,9 @@ class BrownConrady:
         num = np.polynomial.Polynomial([1, self.k1, self.k2, self.k3])
         den = np.polynomial.Polynomial([1, self.k4, self.k5, self.k6])
         two_s = np.polynomial.Polynomial([0, 2])
-        turning = ((num + two_s * num.deriv()) * den - two_s * num * den.deriv()).trim()
-        roots = [r.real for p in (turning, den.trim()) for r in p.roots() if abs(r.imag) < 1e-9 and r.real > 0]
-        return float(np.sqrt(min(roots))) if roots else float("inf")
+        turning = (num + two_s * num.deriv()) * den - two_s * num * den.deriv()
+        roots = [*_positive_roots(turning), *_positive_roots(den)]
+        return math.sqrt(min(roots)) if roots else math.inf
 
     def distort(self, xy: Tensor) -> Tensor:
         """Ideal to distorted coordinates, [..., 2]; NaN beyond `max_radius`."""
@@ -118,9 +119,9 @@ class KannalaBrandt:
     @property
     def max_angle(self) -> float:
         """The angle, at most pi, up to which theta_d grows monotonically."""
-        slope = np.polynomial.Polynomial([1, 3 * self.k1, 5 * self.k2, 7 * self.k3, 9 * self.k4]).trim()
-        roots = [r.real for r in slope.roots() if abs(r.imag) < 1e-9 and r.real > 0]
-        return min(float(np.sqrt(min(roots))) if roots else np.pi, np.pi)
+        slope = np.polynomial.Polynomial([1, 3 * self.k1, 5 * self.k2, 7 * self.k3, 9 * self.k4])
+        roots = _positive_roots(slope)
+        return min(math.sqrt(min(roots)) if roots else math.pi, math.pi)
 
     def distort(self, theta: Tensor) -> Tensor:
         """Angle to distorted angle; NaN beyond `max_angle`."""
@@ -171,6 +172,11 @@ def distortion_for(model: str, coefficients: "Distortion | Sequence[float] | Non
             f"OpenCV's order, got {len(values)}: {values}"
         )
     return kind(*values)
+
+
+def _positive_roots(polynomial: np.polynomial.Polynomial) -> list[float]:
+    roots = np.asarray(polynomial.trim().roots(), dtype=complex)
+    return [float(root.real) for root in roots if abs(root.imag) < 1e-9 and root.real > 0]
 
 
 def _check_finite(distortion: Distortion) -> None:

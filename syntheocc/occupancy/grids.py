@@ -44,8 +44,8 @@ class GridSpec:
     frame: str = "ego"
 
     def __post_init__(self):
-        size = self.voxel_size
-        size = (float(size),) * 3 if isinstance(size, int | float) else tuple(float(s) for s in size)
+        edges = self.voxel_size
+        size = (float(edges),) * 3 if isinstance(edges, int | float) else tuple(float(s) for s in edges)
         object.__setattr__(self, "voxel_size", size)
         object.__setattr__(self, "lower", tuple(float(v) for v in self.lower))
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
