@@ -87,7 +87,7 @@ def atomic_write_npz(path: str | os.PathLike, **arrays: np.ndarray) -> None:
                 f"{path}: array {name!r} holds Python objects; give numbers, booleans or fixed-length text"
             )
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def atomic_write_image(path: str | os.PathLike, pixels: np.ndarray, **save_options: Any) -> None:

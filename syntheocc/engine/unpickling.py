@@ -9,7 +9,7 @@ import collections
 import os
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,14 +23,14 @@ def _encode(text: str, encoding: str = "utf-8") -> bytes:
     return text.encode(encoding)
 
 
-def _reconstruct(subtype: type, shape: tuple[int, ...], dtype: bytes) -> np.ndarray:
+def _reconstruct(subtype: type, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """The empty array that numpy's `__setstate__` then fills."""
     if subtype is not np.ndarray:
         raise pickle.UnpicklingError(f"an array of type {subtype!r}")
     return np.ndarray.__new__(subtype, shape, dtype)
 
 
-def _frombuffer(buffer: Any, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+def _frombuffer(buffer: Any, dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> np.ndarray:
     """How protocol 5 stores a contiguous array; copied, because a buffer of bytes is read-only."""
     return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order).copy(order="K")
 

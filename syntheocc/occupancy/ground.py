@@ -214,9 +214,9 @@ def _reachable(
     distance = np.hypot(offset[..., 0], offset[..., 1])
     blind = distance < rules.blind_radius
     if not seen.any():
-        i, j = np.indices(seen.shape)
-        return blind, (i, j)
-    gap, (i, j) = ndimage.distance_transform_edt(~seen, return_indices=True)
+        rows, cols = np.indices(seen.shape)
+        return blind, (rows, cols)
+    gap, nearest = ndimage.distance_transform_edt(~seen, return_indices=True)
     above = max(float(sensor[2] - (sensor[:2] @ plane[:2] + plane[2])), 0.5)
     # Lines that differ by an angle a meet flat ground r*r*a/h apart.
     allowed = np.clip(1.5 * rules.cell + 0.6 * distance**2 * rules.line_spacing / above, 0.0, rules.reach)
@@ -226,7 +226,7 @@ def _reachable(
     farthest = ndimage.maximum_filter1d(farthest, 3, mode="wrap")
     allowed[distance < 1.5 * rules.blind_radius] = rules.reach
     known = seen | blind | ((gap * rules.cell <= allowed) & (distance <= farthest[sector]))
-    return known, (i, j)
+    return known, (nearest[0], nearest[1])
 
 
 def _flat_cells(points: np.ndarray, low: np.ndarray, shape: np.ndarray, cell: float) -> np.ndarray:

@@ -42,9 +42,9 @@ class Boxes:
     box2ego: Tensor
     sizes: Tensor
     names: tuple[str, ...]
-    velocities: Tensor = None  # type: ignore[assignment]
-    num_lidar_points: Tensor = None  # type: ignore[assignment]
-    instance_tokens: tuple[str, ...] = None  # type: ignore[assignment]
+    velocities: Any = None
+    num_lidar_points: Any = None
+    instance_tokens: Any = None
 
     def __post_init__(self):
         num = len(self.names)

@@ -64,7 +64,7 @@ def read_infos(
     """
     document = safe_load(path)
     style = detect_style(document, path)
-    infos = document["data_list"] if style == "mmdet3d_v1.1" else _info_list(document)
+    infos: Sequence[Mapping] = document["data_list"] if style == "mmdet3d_v1.1" else _info_list(document) or []
     locate = ImageLocator(data_root)
     if style == "mmdet3d_v1.1":
         categories = document.get("metainfo", {}).get("categories")

@@ -180,6 +180,7 @@ def _info_v10(frame: Frame, style: str, root: Path | None) -> dict[str, Any]:
 def _own_chain(frame: Frame, name: str) -> tuple[Tensor, Tensor]:
     """`sensor2ego` and `ego2global` at the camera's own time, or at the lidar's where the former is unknown."""
     lidar_time, cam2ego = frame.ego2global, frame.cameras[name].cam2ego
+    assert lidar_time is not None
     own = frame.extras.get("camera_ego2global", {}).get(name)
     return (cam2ego, lidar_time) if own is None else (invert_rigid(own) @ lidar_time @ cam2ego, own)
 

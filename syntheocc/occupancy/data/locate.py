@@ -35,9 +35,12 @@ class ImageLocator:
         self.root = None if root is None else Path(root)
         if self.root is not None and not self.root.is_dir():
             raise ValueError(f"data root {self.root} is not a folder; give the folder that holds samples/")
-        self._rules: list[Callable[[PurePosixPath, str], Path | None]] = [self._as_given]
-        if self.root is not None:
-            self._rules += [self._below_root, self._from_samples, self._by_channel]
+        self._rules: list[Callable[[PurePosixPath, str], Path | None]] = [
+            self._as_given,
+            self._below_root,
+            self._from_samples,
+            self._by_channel,
+        ]
 
     def candidates(self, given: str, channel: str) -> list[Path]:
         """Where a file may lie, in the order of the search rule, without repeats."""
@@ -63,17 +66,17 @@ class ImageLocator:
                     self._rules.insert(0, self._rules.pop(i))
                 return found, []
         searched = self.candidates(given, channel)
-        return (self._by_channel(path, channel) if self.root is not None else searched[0]), searched
+        return self._by_channel(path, channel) or searched[0], searched
 
     def _as_given(self, path: PurePosixPath, channel: str) -> Path:
         return Path(path)
 
     def _below_root(self, path: PurePosixPath, channel: str) -> Path | None:
-        return None if path.is_absolute() else self.root / path  # type: ignore[operator]
+        return None if path.is_absolute() or self.root is None else self.root / path
 
     def _from_samples(self, path: PurePosixPath, channel: str) -> Path | None:
         starts = [i for i, part in enumerate(path.parts) if part in ("samples", "sweeps")]
-        return self.root.joinpath(*path.parts[starts[-1] :]) if starts else None  # type: ignore[union-attr]
+        return self.root.joinpath(*path.parts[starts[-1] :]) if starts and self.root is not None else None
 
-    def _by_channel(self, path: PurePosixPath, channel: str) -> Path:
-        return self.root / "samples" / channel / path.name  # type: ignore[operator]
+    def _by_channel(self, path: PurePosixPath, channel: str) -> Path | None:
+        return None if self.root is None else self.root / "samples" / channel / path.name

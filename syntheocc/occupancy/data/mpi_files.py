@@ -119,7 +119,8 @@ def read_mpi_files(
     Raises:
         ValueError: a missing or truncated file, a wrong shape, an unknown class id.
     """
-    labels, nearest_planes = [], []
+    labels: list[np.ndarray] = []
+    nearest_planes: list[np.ndarray] = []
     for stem in stems.values():
         path = _with(stem, f"_mtp{planes.num_layers}.npz")
         stored = _read_csr(path)
@@ -136,12 +137,11 @@ def read_mpi_files(
         labels.append(np.ascontiguousarray(layers))
         if planes.groups is not None:
             nearest_planes.append(_read_picture(_with(stem, "_depthmap.png"), layers.shape[1:]))
-    layers = torch.from_numpy(np.stack(labels))
-    occupied = layers != taxonomy.free
-    first = occupied.to(torch.uint8).argmax(dim=1, keepdim=True)
-    nearest = layers.gather(1, first)[:, 0]
+    stacked = torch.from_numpy(np.stack(labels))
+    first = (stacked != taxonomy.free).to(torch.uint8).argmax(dim=1, keepdim=True)
+    nearest = stacked.gather(1, first)[:, 0]
     plane = first[:, 0] if planes.groups is None else torch.from_numpy(np.stack(nearest_planes))
-    return SemanticMPI(layers, nearest, plane.to(torch.int16), taxonomy, planes, pixel_origin, tuple(stems))
+    return SemanticMPI(stacked, nearest, plane.to(torch.int16), taxonomy, planes, pixel_origin, tuple(stems))
 
 
 def _with(stem: str | os.PathLike, ending: str) -> Path:

@@ -252,17 +252,18 @@ def write_nuscenes(
 
 
 def _put_sensors(root: Path, frame: Frame, put: Callable, put_token: Callable, chain: dict[str, list[str]]) -> None:
+    ego, lidar2ego = frame.ego2global, frame.lidar2ego
+    assert ego is not None and lidar2ego is not None
     own_poses = frame.extras.get("camera_ego2global", {})
     stamps = frame.extras.get("camera_timestamps_us", {})
     tokens = frame.extras.get("camera_tokens", {})
-    ego = frame.ego2global
     for name in (LIDAR, *ordered_cameras(frame.cameras.names)):
         camera = None if name == LIDAR else frame.cameras[name]
         path = frame.lidar_path if camera is None else frame.image_paths.get(name)
         if path is None or not path.is_relative_to(root):
             raise ValueError(f"sample {frame.token}: the file of {name} ({path}) does not lie below the root {root}")
         pose = own_poses.get(name, ego)
-        mount = frame.lidar2ego if camera is None else invert_rigid(pose) @ ego @ camera.cam2ego
+        mount = lidar2ego if camera is None else invert_rigid(pose) @ ego @ camera.cam2ego
         intrinsic = [] if camera is None else camera.intrinsics.tolist()
         sensor = put("sensor", name, channel=name, modality="lidar" if camera is None else "camera")
         translation, rotation = _pose_fields(mount)
@@ -287,15 +288,15 @@ def _put_sensors(root: Path, frame: Frame, put: Callable, put_token: Callable, c
 
 
 def _put_boxes(frame: Frame, put: Callable, put_token: Callable, chain: dict[str, list[str]]) -> None:
-    if frame.boxes is None:
+    boxes, ego2global = frame.boxes, frame.ego2global
+    if boxes is None or ego2global is None:
         return
-    boxes = frame.boxes
     for i, (name, box2ego) in enumerate(zip(boxes.names, boxes.box2ego, strict=True)):
         category_name = _DETECTION_TO_CATEGORY.get(name, name)
         category = put("category", category_name, name=category_name, description=category_name)
         instance = boxes.instance_tokens[i] or hashlib.md5(f"{frame.token}/box/{i}".encode()).hexdigest()
         put_token("instance", instance, category_token=category)
-        translation, rotation = _pose_fields(frame.ego2global @ box2ego)
+        translation, rotation = _pose_fields(ego2global @ box2ego)
         length, width, height = boxes.sizes[i].tolist()
         token = hashlib.md5(f"{frame.token}/annotation/{i}".encode()).hexdigest()
         put_token(
