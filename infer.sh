@@ -20,8 +20,9 @@ fi
 export WANDB_DISABLED="${WANDB_DISABLED:-True}"
 NGPU="${NGPU:-$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')}"
 if [ "$NGPU" -gt 1 ]; then
-    # a port of its own, so that two jobs on one machine do not meet
+    # a port of its own, so that two jobs on one machine do not meet; precision is infer.py's flag, not the launcher's
     exec "$PYTHON" -m accelerate.commands.launch --multi_gpu --num_processes "$NGPU" \
+        --num_machines 1 --mixed_precision no --dynamo_backend no \
         --main_process_port "$((20000 + RANDOM % 20000))" "$SYNTHEOCC_ROOT/infer.py" "$@"
 fi
 exec "$PYTHON" "$SYNTHEOCC_ROOT/infer.py" "$@"

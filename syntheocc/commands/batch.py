@@ -57,7 +57,7 @@ def check_settings(path: Path, settings: Mapping[str, Any], remedy: str) -> None
 def run_samples(
     frames: Sequence["Frame"],
     is_done: Callable[["Frame"], bool],
-    make: Callable[["Frame"], None],
+    make: Callable[["Frame"], None] | None,
     ranks: Ranks,
     description: str,
     settings: tuple[Path, Mapping[str, Any]],
@@ -67,7 +67,8 @@ def run_samples(
     Args:
         frames: all samples of the job, the same list on every rank.
         is_done: whether a sample's results are complete.
-        make: makes one sample; a ValueError reports it as failed and the job goes on.
+        make: makes one sample; a ValueError reports it as failed and the job goes on. None for a rank whose samples
+            are all there.
         ranks: the process's place; each rank takes its share.
         description: shown before the progress bar of the main rank.
         settings: where the settings are written down before the first sample (see `check_settings`), and what.
@@ -87,6 +88,7 @@ def run_samples(
             if is_done(frame):
                 skipped += 1
             else:
+                assert make is not None, "a rank without a maker has unfinished samples"
                 make(frame)
                 made += 1
         except ValueError as error:

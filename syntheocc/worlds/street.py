@@ -292,8 +292,8 @@ _PARTS["motorcycle"] = _PARTS["bicycle"]
 
 def _paint_object(canvas: _Canvas, name: str, box2ego: np.ndarray, size: np.ndarray) -> None:
     for part in _PARTS[name]:
-        fractions = np.array(part)
-        canvas.paint(name, *(tuple((fractions[:, end] - 0.5) * size) for end in (0, 1)), local2ego=box2ego)
+        low, high = ((np.array(part)[:, end] - 0.5) * size for end in (0, 1))
+        canvas.paint(name, tuple(low), tuple(high), local2ego=box2ego)
 
 
 def _height_of_ground(x: float, y: float) -> float:
