@@ -214,8 +214,8 @@ def _reachable(
     distance = np.hypot(offset[..., 0], offset[..., 1])
     blind = distance < rules.blind_radius
     if not seen.any():
-        rows, cols = np.indices(seen.shape)
-        return blind, (rows, cols)
+        own = np.indices(seen.shape)
+        return blind, (np.asarray(own[0]), np.asarray(own[1]))
     gap, nearest = ndimage.distance_transform_edt(~seen, return_indices=True)
     above = max(float(sensor[2] - (sensor[:2] @ plane[:2] + plane[2])), 0.5)
     # Lines that differ by an angle a meet flat ground r*r*a/h apart.

@@ -146,3 +146,32 @@ def test_the_real_reduced_tables(real_data):
     frame.check_files()
     assert frame.scene == "scene-0061" and frame.boxes is None and frame.caption.startswith("Parked truck")
     assert frame.cameras.names == NUSCENES_CAMERAS and frame.timestamp_us == 1532402927647951
+
+
+def test_the_devkit_reads_the_same_frames(tables_root):
+    """The outside judge: nuscenes-devkit on the tables that we wrote, against our own reader of them."""
+    devkit = pytest.importorskip("nuscenes.nuscenes")
+    from nuscenes.utils.geometry_utils import transform_matrix
+    from pyquaternion import Quaternion
+
+    tables = devkit.NuScenes("v1.0-hand", str(tables_root), verbose=False)
+
+    def pose_of(row, center="translation"):
+        return transform_matrix(row[center], Quaternion(row["rotation"]))
+
+    for frame in read_nuscenes(tables_root):
+        sample = tables.get("sample", frame.token)
+        global2ego = np.linalg.inv(pose_of(tables.get("ego_pose", frame.extras["lidar_token"])))
+        for name, camera in frame.cameras.items():
+            data = tables.get("sample_data", sample["data"][name])
+            mount = tables.get("calibrated_sensor", data["calibrated_sensor_token"])
+            cam2ego = global2ego @ pose_of(tables.get("ego_pose", data["ego_pose_token"])) @ pose_of(mount)
+            assert np.allclose(cam2ego, camera.cam2ego, atol=1e-9)
+            assert str(tables_root / data["filename"]) == str(frame.image_paths[name])
+        for i, box in enumerate(tables.get_boxes(sample["data"]["LIDAR_TOP"])):
+            assert np.allclose(
+                global2ego @ transform_matrix(box.center, box.orientation), frame.boxes.box2ego[i], atol=1e-9
+            )
+            assert np.allclose(box.wlh[[1, 0, 2]], frame.boxes.sizes[i])
+            velocity = global2ego[:3, :3] @ tables.box_velocity(sample["anns"][i])
+            assert np.allclose(velocity[:2], frame.boxes.velocities[i])
