@@ -25,7 +25,6 @@ from syntheocc.occupancy.transforms import invert_rigid, pose_from_quaternion, q
 __all__ = ["frames_from_tables", "read_nuscenes", "write_nuscenes"]
 
 LIDAR = "LIDAR_TOP"
-IMAGE_SIZE = (900, 1600)
 
 
 def read_nuscenes(
