@@ -291,8 +291,10 @@ def _grid_rays(
         # Only a 3x3 matrix a camera crosses to the device; the rays of a nuScenes frame would be 0.8 MB.
         raster = _raster(cells, device)  # [S, h, w, 3]
         cell2voxel = (rotation @ _cell2cam(rigs, h, w, pixel_origin)).to(device)
-        directions = raster.reshape(-1, 3) @ cell2voxel.transpose(-1, -2)
-        return origins.to(device), directions.unflatten(2, raster.shape[:3])
+        # Two fused element-wise passes: a batch of float64 matrix products with 3 columns is slow on a GPU.
+        along_u, along_v, start = cell2voxel[:, :, None, None, None].unbind(-1)
+        directions = torch.addcmul(start, along_u, raster[..., :1]).addcmul_(along_v, raster[..., 1:2])
+        return origins.to(device), directions
     rays = torch.stack([_ordered_rays(rig, *cells) for rig in rigs]).to(device)
     directions = rays.flatten(2, 4) @ rotation.transpose(-1, -2).to(device)
     return origins.to(device), directions.unflatten(2, rays.shape[2:5])

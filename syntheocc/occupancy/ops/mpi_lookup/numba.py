@@ -48,7 +48,7 @@ def mpi_lookup_numba(
     return layers, nearest, nearest_plane
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True)  # pragma: no cover (compiled)
 def _inside(origin, ray, depth, shape):
     for axis in range(3):
         position = origin[axis] + ray[axis] * depth
@@ -57,7 +57,7 @@ def _inside(origin, ray, depth, shape):
     return True
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@numba.njit(nogil=True, cache=True, error_model="numpy")  # pragma: no cover (compiled)
 def _planes_inside(origin, ray, near, step, num_planes, shape):
     """The half-open range of planes on which a ray is inside the grid; a ray's stay in a box is one interval."""
     low, high = -np.inf, np.inf
@@ -82,7 +82,7 @@ def _planes_inside(origin, ray, near, step, num_planes, shape):
     return first, last
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True)  # pragma: no cover (compiled)
 def _lookup_rows(
     first_row,
     last_row,

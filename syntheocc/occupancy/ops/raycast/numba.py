@@ -30,7 +30,7 @@ def traverse_numba(occupied: Tensor, origins: Tensor, directions: Tensor) -> tup
     return exit_t, index, hit
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@numba.njit(nogil=True, cache=True, error_model="numpy")  # pragma: no cover (compiled)
 def _traverse_rays(first, last, occupied, origins, directions, exit_t, index, hit):
     shape = occupied.shape
     voxel = np.empty(3, np.int64)
