@@ -127,6 +127,17 @@ def test_paths_agree_to_the_last_bit(distance):
     assert 100 < int(slow[2].sum()) < 5900
 
 
+@pytest.mark.gpu
+def test_a_gpu_takes_the_same_steps():
+    g = torch.Generator().manual_seed(2)
+    origins = torch.rand(500, 3, generator=g, dtype=torch.float64) * 12
+    directions = torch.nn.functional.normalize(torch.randn(500, 3, generator=g, dtype=torch.float64), dim=1)
+    occupied = pattern((12, 10, 8), 29)
+    slow = traverse(occupied, origins, directions, backend="reference")
+    fast = traverse(occupied.cuda(), origins.cuda(), directions.cuda())
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(slow, fast, strict=True))
+
+
 def brute_force(occupied, origin, direction, spec):
     """First occupied voxel by entry distance, from every voxel's slab intersection: (entry, exit, index) or None."""
     unit = direction / np.linalg.norm(direction)

@@ -4,8 +4,8 @@ A program owns a small tile of cells of one view and walks the planes in blocks:
 stores it and keeps the nearest hit in registers, so every output is written once and nothing else is. The tile's shape
 weighs the gathers (z is the grid's fastest axis, so cells above each other share memory sectors) against the stores
 (whose rows run along the image): measured on an H200, 4 x 8 takes 0.024 ms a frame, 8 x 4 0.032, 32 x 1 0.119 and
-1 x 128 0.036 (benchmarks/mpi.py --tune). Blocks of planes on which the whole tile is outside the grid are filled without
-looking. Positions are float64, which a kernel bound by its gathers has time for on a data-centre GPU.
+1 x 128 0.036 (benchmarks/mpi.py --tune). Blocks of planes on which the whole tile is outside the grid are filled
+without looking. Positions are float64, which a kernel bound by its gathers has time for on a data-centre GPU.
 """
 
 from functools import lru_cache
