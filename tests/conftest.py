@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
-def camera_at(yaw_deg: float, focal: float = 1266.0, position=(0.0, 0.0, 1.5), height: int = 900, width: int = 1600):
+def _camera_at(yaw_deg: float, focal: float = 1266.0, position=(0.0, 0.0, 1.5), height: int = 900, width: int = 1600):
     """A level pinhole camera looking along `yaw_deg` (0 = forward, 90 = left) in the ego frame."""
     cos, sin = math.cos(math.radians(yaw_deg)), math.sin(math.radians(yaw_deg))
     cam2ego = torch.eye(4, dtype=torch.float64)
@@ -44,12 +44,18 @@ def camera_at(yaw_deg: float, focal: float = 1266.0, position=(0.0, 0.0, 1.5), h
 
 
 @pytest.fixture(scope="session")
+def camera_at():
+    """A function that makes level pinhole cameras from their yaw."""
+    return _camera_at
+
+
+@pytest.fixture(scope="session")
 def six_cameras() -> CameraRig:
     """A level rig with the nominal yaws and focal lengths of the nuScenes cars."""
     yaws = (55, 0, -55, -110, 180, 110)
     return CameraRig(
         {
-            name: camera_at(yaw, focal=809.0 if name == "CAM_BACK" else 1266.0)
+            name: _camera_at(yaw, focal=809.0 if name == "CAM_BACK" else 1266.0)
             for name, yaw in zip(NUSCENES_CAMERAS, yaws, strict=True)
         }
     )

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from conftest import camera_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -112,7 +111,7 @@ def test_resizing_and_cropping_keep_the_ray_of_a_point():
     assert window.tolist() == pytest.approx([float(u) - 200, float(v) - 100])
 
 
-def test_cell_rays_conventions():
+def test_cell_rays_conventions(camera_at):
     camera = camera_at(0, focal=100.0, height=8, width=16)
     rig = CameraRig({"a": camera, "b": camera_at(90, focal=100.0, height=8, width=16)})
     center, corner = rig.cell_rays(4, 4), rig.cell_rays(4, 4, "corner")
@@ -141,7 +140,7 @@ def test_neighbours_do_not_depend_on_the_order_of_views(six_cameras):
     assert [names[j] for j in table[front]] == ["CAM_FRONT_LEFT", "CAM_FRONT_RIGHT"]
 
 
-def test_neighbours_of_other_rigs():
+def test_neighbours_of_other_rigs(camera_at):
     front_only = CameraRig({"left": camera_at(0, position=(0, 0.3, 1)), "right": camera_at(0, position=(0, -0.3, 1))})
     assert front_only.neighbors().tolist() == [[1, -1], [0, -1]], "a stereo pair: one neighbour each"
     opposite = CameraRig({"front": camera_at(0), "back": camera_at(180)})
@@ -155,7 +154,7 @@ def test_neighbours_of_other_rigs():
     assert surround.neighbors().tolist() == [[1, 3], [2, 0], [3, 1], [0, 2]]
 
 
-def test_more_neighbours_go_outwards(six_cameras):
+def test_more_neighbours_go_outwards(six_cameras, camera_at):
     wide = CameraRig(
         {name: camera_at(yaw, focal=300.0) for name, yaw in zip("abcde", (0, 30, -30, 60, -60), strict=True)}
     )
@@ -200,7 +199,7 @@ def test_rigs_name_what_is_missing(six_cameras):
     assert small.cam2ego.shape == (6, 4, 4) and "CAM_BACK" in repr(small)
 
 
-def test_camera_frames():
+def test_camera_frames(camera_at):
     """The left camera's forward axis is ego y, its right axis ego x."""
     camera = camera_at(90)
     assert torch.allclose(
