@@ -290,11 +290,13 @@ def _grid_rays(
     if all(_is_plain(camera) for rig in rigs for camera in rig.values()):
         # Only a 3x3 matrix a camera crosses to the device; the rays of a nuScenes frame would be 0.8 MB.
         raster = _raster(cells, device)  # [S, h, w, 3]
-        cell2voxel = (rotation @ _cell2cam(rigs, h, w, pixel_origin)).to(device)
-        # Two fused element-wise passes: a batch of float64 matrix products with 3 columns is slow on a GPU.
-        along_u, along_v, start = cell2voxel[:, :, None, None, None].unbind(-1)
+        cell2voxel = torch.cat([rotation @ _cell2cam(rigs, h, w, pixel_origin), origins[..., None]], dim=-1)
+        # One copy that does not wait for the device: rendering must not hold up a training step.
+        along_u, along_v, start, origins = cell2voxel.to(device, non_blocking=True).unbind(-1)
+        along_u, along_v, start = (column[:, :, None, None, None] for column in (along_u, along_v, start))
+        # Element-wise, for a batch of float64 matrix products with three columns is slow on a GPU.
         directions = torch.addcmul(start, along_u, raster[..., :1]).addcmul_(along_v, raster[..., 1:2])
-        return origins.to(device), directions
+        return origins, directions
     rays = torch.stack([_ordered_rays(rig, *cells) for rig in rigs]).to(device)
     directions = rays.flatten(2, 4) @ rotation.transpose(-1, -2).to(device)
     return origins.to(device), directions.unflatten(2, rays.shape[2:5])
