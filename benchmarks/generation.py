@@ -119,19 +119,14 @@ class Job:
         self.negative = pipe.encode_prompt("", 1, views)
         generator = torch.Generator(pipe.device).manual_seed(0)
         self.noise = pipe.prepare_latents((1, 1, views), height, width, pipe.unet.dtype, generator)
-        self.set_timesteps()
 
-    def set_timesteps(self) -> None:
-        """Start the scheduler over."""
-        self.pipe.scheduler.set_timesteps(self.steps, device=self.pipe.device)
-
-    def plain(self) -> tuple[Tensor, Tensor]:
-        """(latents, images) by the loop as one writes it first."""
+    def plain(self) -> Tensor:
+        """Latents, by the loop as one writes it first."""
         pipe, latents = self.pipe, self.noise
         text = torch.cat([self.negative, self.text])
         labels, nearest = self.mpi.labels.flatten(0, 1), self.mpi.nearest.flatten(0, 1)
         labels, nearest = torch.cat([labels] * 2), torch.cat([nearest] * 2)
-        self.set_timesteps()
+        pipe.scheduler.set_timesteps(self.steps, device=pipe.device)
         for t in pipe.scheduler.timesteps:
             sample = pipe.scheduler.scale_model_input(torch.cat([latents] * 2), t)
             down, mid = pipe.controlnet(sample, t, text, labels, nearest=nearest, return_dict=False)
@@ -147,15 +142,18 @@ class Job:
             unconditional, conditional = noise.chunk(2)
             noise = unconditional + self.guidance.text * (conditional - unconditional)
             latents = pipe.scheduler.step(noise, t, latents, return_dict=False)[0]
-        self.mark()
-        return latents, pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
+        return latents
 
-    def pipeline(self) -> tuple[Tensor, Tensor]:
-        """(latents, images) by the pipeline's own methods, the encoding of the condition included."""
+    def plain_decode(self, latents: Tensor) -> Tensor:
+        """Pictures in -1..1, all at once."""
+        return self.pipe.vae.decode(latents / self.pipe.vae.config.scaling_factor, return_dict=False)[0]
+
+    def pipeline(self) -> Tensor:
+        """Latents, by the pipeline's own methods, the encoding of the condition included."""
         pipe = self.pipe
         condition = pipe.encode_mpi(self.mpi).flatten(0, 1)
-        self.set_timesteps()
-        latents = pipe.denoise(
+        pipe.scheduler.set_timesteps(self.steps, device=pipe.device)
+        return pipe.denoise(
             self.noise,
             pipe.scheduler.timesteps,
             self.text,
@@ -165,14 +163,10 @@ class Job:
             self.neighbors,
             guidance=self.guidance,
         )
-        self.mark()
-        # The plain path's range, -1..1, for the comparison.
-        return latents, pipe.decode(latents, "pt") * 2 - 1
 
-    def mark(self) -> None:
-        """Note the time at which denoising ended."""
-        synchronize(self.pipe.device)
-        self.denoised = time.perf_counter()
+    def pipeline_decode(self, latents: Tensor) -> Tensor:
+        """Pictures in -1..1, as the pipeline decodes them."""
+        return self.pipe.decode(latents, "pt") * 2 - 1
 
 
 def synchronize(device: torch.device) -> None:
@@ -180,30 +174,36 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(job: Job, run: Callable, repeats: int) -> tuple[dict[str, float], Tensor, Tensor]:
+def measure(job: Job, denoise: Callable, decode: Callable, repeats: int) -> tuple[dict[str, float], Tensor, Tensor]:
     """Median seconds of denoising and decoding, seconds of the first call, peak memory, and the results."""
     device = job.pipe.device
-    start = time.perf_counter()
-    run()
-    synchronize(device)
-    first = time.perf_counter() - start
+
+    def timed(function: Callable, *inputs: Tensor) -> tuple[float, Tensor]:
+        synchronize(device)
+        start = time.perf_counter()
+        result = function(*inputs)
+        synchronize(device)
+        return time.perf_counter() - start, result
+
+    first, latents = timed(denoise)
+    first_decode, images = timed(decode, latents)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    denoise, decode = [], []
+    seconds = []
     for _ in range(repeats):
-        synchronize(device)
-        start = time.perf_counter()
-        latents, images = run()
-        synchronize(device)
-        denoise.append(job.denoised - start)
-        decode.append(time.perf_counter() - job.denoised)
+        denoise_s, latents = timed(denoise)
+        decode_s, images = timed(decode, latents)
+        seconds.append((denoise_s, decode_s, denoise_s + decode_s))
     figures = {
-        "denoise_s": statistics.median(denoise),
-        "decode_s": statistics.median(decode),
-        "total_s": statistics.median([a + b for a, b in zip(denoise, decode, strict=True)]),
-        "first_call_s": first,
+        **{
+            name: statistics.median(column)
+            for name, column in zip(("denoise_s", "decode_s", "total_s"), zip(*seconds, strict=True), strict=True)
+        },
+        "first_call_s": first + first_decode,
         "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else float("nan"),
+        # A recorded step's activations live in memory that is reserved for it and count only here.
+        "reserved_gb": torch.cuda.max_memory_reserved() / 1e9 if device.type == "cuda" else float("nan"),
     }
     return figures, latents, images
 
@@ -222,31 +222,29 @@ def count_flops(job: Job) -> dict[str, Any]:
         return by_kind
 
     steps, job.steps = job.steps, 1
-    both, decode = count(job.plain), count(lambda: job.pipe.vae.decode(job.noise, return_dict=False))
+    step, decode = count(job.plain), count(lambda: job.plain_decode(job.noise))
     job.steps = steps
-    step = {kind: both[kind] - decode[kind] for kind in ("attention", "convolution", "linear")}
     return {"step": {**step, "total": sum(step.values())}, "decode": sum(decode.values())}
 
 
-def profile(job: Job, run: Callable) -> dict[str, Any]:
-    """Milliseconds of GPU time a step by kind of kernel, and the longest kernels, from a run of two steps."""
+def profile(job: Job, denoise: Callable) -> dict[str, Any]:
+    """Milliseconds of kernels a step by kind, and the longest kernels, from a denoising of two steps."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
 
+    cuda = job.pipe.device.type == "cuda"
     steps, job.steps = job.steps, 2
-    decode, job.pipe.vae.decode = job.pipe.vae.decode, lambda latents, **_: (latents.new_zeros(1, 3, 8, 8),)
-    run()
-    synchronize(job.pipe.device)
-    with torch_profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        run()
+    denoise()
+    with torch_profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
+        denoise()
         synchronize(job.pipe.device)
-    job.pipe.vae.decode, job.steps = decode, steps
+    job.steps = steps
     kinds: dict[str, float] = defaultdict(float)
     kernels = []
     for event in profiler.key_averages():
-        milliseconds = event.device_time_total / 1e3 / 2
+        milliseconds = (event.device_time_total if cuda else event.self_cpu_time_total) / 1e3 / 2
         kinds[kind_of(event.key)] += milliseconds
-        kernels.append((milliseconds, event.count // 2, event.key))
+        kernels.append((milliseconds, event.count / 2, event.key))
     kernels.sort(reverse=True)
     return {"ms_a_step": dict(kinds), "kernels": kernels[:40]}
 
@@ -254,6 +252,9 @@ def profile(job: Job, run: Callable) -> dict[str, Any]:
 def kind_of(kernel: str) -> str:
     """Kind of a CUDA kernel, by its name."""
     lower = kernel.lower()
+    if lower.startswith("triton_"):
+        # Inductor names a kernel after all operations it stands between: a convolution's neighbour holds its name.
+        return "norm" if "norm" in lower else "copy and gather" if "index" in lower else "elementwise"
     return next((kind for kind, words in KINDS.items() if any(word in lower for word in words)), "elementwise")
 
 
@@ -303,27 +304,35 @@ def main() -> None:
 def run_variants(pipe: SyntheOccPipeline, args: argparse.Namespace) -> dict[str, Any]:
     job = Job(pipe, args.height, args.width, args.steps, Guidance())
     flops = count_flops(job)
-    rows, profiles, reference = [], {}, None
+    report: dict[str, Any] = {"tflop": flops, "rows": [], "profiles": {}, "failures": {}}
+    reference = None
     for name in args.variants:
         pipe.disable_fast_path()
-        if name != "plain":
-            pipe.enable_fast_path(compile="compiled" in name, cuda_graph="graph" in name)
-        run = job.plain if name == "plain" else job.pipeline
-        figures, latents, images = measure(job, run, args.repeats)
-        row = {"variant": name, **figures}
-        row["step_ms"] = 1e3 * row["denoise_s"] / args.steps
-        row["tflops"] = flops["step"]["total"] * args.steps / row["denoise_s"]
-        if name == "plain":
-            reference = (latents, images)
-        elif reference is not None:
-            row["latents_difference"] = relative_l2(latents, reference[0])
-            row["images_difference"] = relative_l2(images.clamp(-1, 1), reference[1].clamp(-1, 1))
-            row["speedup"] = rows[0]["total_s"] / row["total_s"]
-        rows.append(row)
-        print(f"{name}: {row['total_s']:.3f} s, peak {row['peak_gb']:.2f} GB", flush=True)
-        if pipe.device.type == "cuda" and not args.no_profile:
-            profiles[name] = profile(job, run)
-    return {"rows": rows, "tflop": flops, "profiles": profiles}
+        ways = (job.plain, job.plain_decode) if name == "plain" else (job.pipeline, job.pipeline_decode)
+        try:
+            if name != "plain":
+                pipe.enable_fast_path(compile="compiled" in name, cuda_graph="graph" in name)
+            figures, latents, images = measure(job, *ways, args.repeats)
+            row = {"variant": name, **figures, "step_ms": 1e3 * figures["denoise_s"] / args.steps}
+            row["tflops"] = flops["step"]["total"] * args.steps / row["denoise_s"]
+            if name == "plain":
+                reference = (latents, images)
+            elif reference is not None:
+                row["latents_difference"] = relative_l2(latents, reference[0])
+                row["images_difference"] = relative_l2(images.clamp(-1, 1), reference[1].clamp(-1, 1))
+                row["speedup"] = report["rows"][0]["total_s"] / row["total_s"]
+            report["rows"].append(row)
+            print(
+                f"{name}: {row['total_s']:.3f} s, peak {row['peak_gb']:.2f} ({row['reserved_gb']:.2f} reserved) GB",
+                flush=True,
+            )
+            if not args.no_profile:
+                report["profiles"][name] = profile(job, ways[0])
+        except RuntimeError as error:
+            # A variant that this torch cannot compile or record must not cost the others' figures.
+            report["failures"][name] = str(error)
+            print(f"{name} failed: {error}", flush=True)
+    return report
 
 
 def current_commit() -> str:
@@ -340,19 +349,19 @@ def print_report(report: dict[str, Any]) -> None:
     print(f"\n{report['chip']}, torch {report['torch']}, {report['settings']}")
     print("TFLOP a step: " + ", ".join(f"{kind} {value:.2f}" for kind, value in step.items())
           + f"; decode {report['tflop']['decode']:.2f}")  # fmt: skip
-    print(f"{'':15}{'denoise':>9}{'decode':>8}{'total':>8}{'target':>8}{'step':>9}{'TFLOP/s':>9}{'peak':>9}{'first':>8}"
-          f"{'latents':>10}{'images':>9}{'x plain':>8}")  # fmt: skip
+    print(f"{'':15}{'denoise':>9}{'decode':>8}{'total':>8}{'target':>8}{'step':>9}{'TFLOP/s':>9}{'peak':>9}{'reserved':>9}"
+          f"{'first':>8}{'latents':>10}{'images':>9}{'x plain':>8}")  # fmt: skip
     for row in report["rows"]:
         target = TARGETS.get(row["variant"])
         print(
             f"{row['variant']:15}{row['denoise_s']:8.3f}s{row['decode_s']:7.3f}s{row['total_s']:7.3f}s"
             f"{'' if target is None else f'{target}s':>8}{row['step_ms']:7.1f}ms{row['tflops']:9.0f}"
-            f"{row['peak_gb']:7.2f}GB{row['first_call_s']:7.1f}s{row.get('latents_difference', 0):10.1e}"
+            X
             f"{row.get('images_difference', 0):9.1e}{row.get('speedup', 1):8.2f}"
         )
     for name, figures in report["profiles"].items():
         kinds = sorted(figures["ms_a_step"].items(), key=lambda item: -item[1])
-        print(f"{name}, GPU ms a step: " + ", ".join(f"{kind} {value:.1f}" for kind, value in kinds))
+        print(f"{name}, ms of kernels a step: " + ", ".join(f"{kind} {value:.1f}" for kind, value in kinds))
 
 
 if __name__ == "__main__":
