@@ -122,7 +122,7 @@ def main() -> None:
         "threads": None if device.type == "cuda" else args.threads,
         "torch": torch.__version__,
         "commit": args.commit or _commit(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *_without(sys.argv, ("--output", "--commit"))]),
         "frames_per_call": frames,
         "non_empty_share": filled,
         "share_differing_from_plain_float64": differing,
@@ -232,6 +232,12 @@ def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def _without(arguments: list[str], options: tuple[str, ...]) -> list[str]:
+    """The command line without options that do not change what is measured (and may hold a private path)."""
+    kept = [a for i, a in enumerate(arguments) if a not in options and (i == 0 or arguments[i - 1] not in options)]
+    return [a for a in kept if not a.startswith(tuple(f"{option}=" for option in options))]
 
 
 def _commit() -> str | None:

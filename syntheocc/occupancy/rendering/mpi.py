@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,6 @@ from syntheocc.occupancy.cameras import Camera, CameraRig
 from syntheocc.occupancy.grids import OccupancyGrid
 from syntheocc.occupancy.ops.mpi_lookup import LookupPlanes, mpi_lookup
 from syntheocc.occupancy.taxonomy import Taxonomy
-from syntheocc.occupancy.transforms import invert_rigid
 
 
 @dataclass(frozen=True)
@@ -280,43 +280,40 @@ def _grid_rays(
     grids: list[OccupancyGrid], rigs: list[CameraRig], cells: tuple[int, int, str, int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Rays in voxel units: origins float64 [B, V, 3] and directions (per metre of depth) [B, V, S, h, w, 3]."""
-    sizes = torch.tensor([one.spec.voxel_size for one in grids], dtype=torch.float64)
-    lowers = torch.tensor([one.spec.lower for one in grids], dtype=torch.float64)
-    ego2grid = invert_rigid(torch.stack([one.grid2ego for one in grids]))
-    cam2grid = ego2grid[:, None] @ torch.stack([rig.cam2ego for rig in rigs])
-    rotation = cam2grid[..., :3, :3] / sizes[:, None, :, None]
-    origins = (cam2grid[..., :3, 3] - lowers[:, None]) / sizes[:, None]
-    h, w, pixel_origin, samples = cells
-    if all(_is_plain(camera) for rig in rigs for camera in rig.values()):
-        # Only a 3x3 matrix a camera crosses to the device; the rays of a nuScenes frame would be 0.8 MB.
-        raster = _raster(cells, device)  # [S, h, w, 3]
-        cell2voxel = torch.cat([rotation @ _cell2cam(rigs, h, w, pixel_origin), origins[..., None]], dim=-1)
-        # One copy that does not wait for the device: rendering must not hold up a training step.
-        along_u, along_v, start, origins = cell2voxel.to(device, non_blocking=True).unbind(-1)
+    # numpy for the few small matrices: torch's threads and dispatch would take longer than the lookup itself on a GPU.
+    cameras = [camera for rig in rigs for camera in rig.values()]
+    sizes = np.array([one.spec.voxel_size for one in grids])[:, None]
+    lowers = np.array([one.spec.lower for one in grids])[:, None]
+    ego2grid = np.linalg.inv(np.stack([one.grid2ego.numpy() for one in grids]))[:, None]
+    cam2grid = ego2grid @ np.stack([camera.cam2ego.numpy() for camera in cameras]).reshape(len(rigs), -1, 4, 4)
+    rotation = cam2grid[..., :3, :3] / sizes[..., None]
+    origins = (cam2grid[..., :3, 3] - lowers) / sizes
+    if all(camera.model == "pinhole" and camera.distortion is None for camera in cameras):
+        # Only 3x4 numbers a camera cross to the device; the rays of a nuScenes frame would be 0.8 MB.
+        h, w, pixel_origin, _ = cells
+        cell2voxel = rotation @ _cell2cam(cameras, h, w, pixel_origin).reshape(rotation.shape)
+        packed = torch.from_numpy(np.concatenate([cell2voxel, origins[..., None]], axis=-1))
+        # A copy that does not wait for the device: rendering must not hold up a training step.
+        along_u, along_v, start, centers = packed.to(device, non_blocking=True).unbind(-1)
         along_u, along_v, start = (column[:, :, None, None, None] for column in (along_u, along_v, start))
+        raster = _raster(cells, device)  # [S, h, w, 3]
         # Element-wise, for a batch of float64 matrix products with three columns is slow on a GPU.
         directions = torch.addcmul(start, along_u, raster[..., :1]).addcmul_(along_v, raster[..., 1:2])
-        return origins, directions
+        return centers, directions
     rays = torch.stack([_ordered_rays(rig, *cells) for rig in rigs]).to(device)
-    directions = rays.flatten(2, 4) @ rotation.transpose(-1, -2).to(device)
-    return origins.to(device), directions.unflatten(2, rays.shape[2:5])
+    directions = rays.flatten(2, 4) @ torch.from_numpy(rotation).to(device).transpose(-1, -2)
+    return torch.from_numpy(origins).to(device), directions.unflatten(2, rays.shape[2:5])
 
 
-def _is_plain(camera: Camera) -> bool:
-    return camera.model == "pinhole" and camera.distortion is None
-
-
-def _cell2cam(rigs: list[CameraRig], h: int, w: int, pixel_origin: str) -> Tensor:
-    """Takes (column, row, 1) of the raster to the camera ray with z = 1, for plain pinholes: float64 [B, V, 3, 3]."""
-    matrices = torch.stack([camera.intrinsics for rig in rigs for camera in rig.values()])
-    scale = torch.tensor(
-        [[w / camera.width, h / camera.height] for rig in rigs for camera in rig.values()], dtype=torch.float64
-    )
+def _cell2cam(cameras: list[Camera], h: int, w: int, pixel_origin: str) -> np.ndarray:
+    """Takes (column, row, 1) of the raster to the ray with z = 1 of plain pinholes: float64 [cameras, 3, 3]."""
+    matrices = np.stack([camera.intrinsics.numpy() for camera in cameras])
+    scale = np.array([[w / camera.width, h / camera.height] for camera in cameras])
     matrices[:, :2] *= scale[..., None]
     if pixel_origin == "center":
         # Cell centres are integers of the raster, as pixel centres are of the image.
         matrices[:, :2, 2] += 0.5 * (scale - 1)
-    return torch.linalg.inv(matrices).reshape(len(rigs), -1, 3, 3)
+    return np.linalg.inv(matrices)
 
 
 @lru_cache(maxsize=8)
