@@ -117,6 +117,7 @@ def test_samples_per_cell_add_foreground_and_nothing_else():
     assert nearest(4, {(2, 2): 1, (1, 1): 8}) == 1  # the own sample's foreground stays
     assert nearest(4, {(3, 1): 2, (1, 3): 7}) == 7  # up right is before down left in raster order
     assert nearest(9, {(2, 2): 11}) == 11
+    assert nearest(9, {(3, 3): 2, (2, 3): 7}) == 7  # up is nearer than up left, which comes first in raster order
 
 
 def test_fisheye_measures_depth_along_the_ray():
