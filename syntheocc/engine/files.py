@@ -8,9 +8,11 @@ because what is lost with the power is written again by the resumed job.
 import json
 import os
 import secrets
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile
 
@@ -24,10 +26,15 @@ __all__ = [
     "atomic_write_npy",
     "atomic_write_npz",
     "atomic_write_text",
+    "not_opened",
     "read_json",
     "read_npy",
     "read_npz",
 ]
+
+# What numpy, zipfile and zlib raise over a damaged file: a flipped bit in a zip can ask for encryption (RuntimeError)
+# or an unknown compression (NotImplementedError), in a header spoil the literal (TokenError) or the array's size.
+_DAMAGED = (ValueError, OSError, EOFError, BadZipFile, zlib.error, RuntimeError, TokenError, MemoryError)
 
 
 @contextmanager
@@ -66,9 +73,9 @@ def atomic_write_json(path: str | os.PathLike, value: Any, indent: int | None = 
     """Write a JSON document. NaN and infinities are refused, because JSON has no spelling for them."""
     try:
         text = json.dumps(value, indent=indent, allow_nan=False)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{path}: the value cannot be written as JSON ({error}); replace NaN and infinities"
+            f"{path}: the value cannot be written as JSON ({error}); JSON has no NaN, infinities or other objects"
         ) from error
     atomic_write_text(path, text + "\n")
 
@@ -111,8 +118,8 @@ def read_json(path: str | os.PathLike) -> Any:
     """Read a JSON document. A missing or damaged file is a ValueError that names it."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file; check the path") from error
+    except OSError as error:
+        raise not_opened(path, error) from error
     except ValueError as error:
         raise ValueError(
             f"{path}: not a JSON document ({error}); it is damaged or truncated, copy it again"
@@ -139,17 +146,22 @@ def read_npz(path: str | os.PathLike, required: Sequence[str]) -> dict[str, np.n
             raise ValueError(f"{path}: lacks array(s) {missing}, has {archive.files}; check that it is the right kind")
         try:
             return {name: archive[name] for name in archive.files}
-        except (ValueError, OSError, EOFError, BadZipFile) as error:
+        except _DAMAGED as error:
             raise _damaged(path, error) from error
+
+
+def not_opened(path: str | os.PathLike, error: OSError) -> ValueError:
+    """The error of every reader for a file that is not there, is a folder or may not be read."""
+    return ValueError(f"{path}: {(error.strerror or str(error)).lower()}; check the path")
 
 
 def _load(path: str | os.PathLike) -> Any:
     """`np.load` without pickles, its many exceptions turned into one that names the file."""
     try:
         return np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file; check the path") from error
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise not_opened(path, error) from error
+    except _DAMAGED as error:
         raise _damaged(path, error) from error
 
 

@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from syntheocc.engine.files import not_opened
+
 __all__ = ["safe_load"]
 
 # Booleans, numbers, bytes, text and object arrays; records, dates and what numpy may add are no plain data.
@@ -115,7 +117,8 @@ class _RefusedGlobal(pickle.UnpicklingError):
     """A pickle asked for something that is not plain data."""
 
 
-# What the C unpickler and numpy raise over bytes that are no pickle, or a cut or altered one (lengths beyond all memory).
+# What the C unpickler and numpy raise over bytes that are no pickle, or a cut or altered one (a length may have become
+# more than any memory holds).
 _DAMAGED = (
     pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, MemoryError,
 )  # fmt: skip
@@ -137,8 +140,8 @@ def safe_load(path: str | os.PathLike) -> Any:
     try:
         with open(path, "rb") as file:
             return _PlainUnpickler(file).load()
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file; check the path") from error
+    except OSError as error:
+        raise not_opened(path, error) from error
     except _RefusedGlobal as error:
         raise ValueError(
             f"{path}: this pickle wants the global {str(error)!r}, which is more than plain data: not opened; "

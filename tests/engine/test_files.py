@@ -60,6 +60,34 @@ def test_damaged_numpy_files_are_named(tmp_path, damage, name):
         files.read_npy(path) if name == "a.npy" else files.read_npz(path, ["semantics"])
 
 
+@pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+def test_flipped_bits_are_a_value_error_or_harmless(tmp_path, name):
+    # zlib, zipfile, numpy's header parser and the allocator each complain in their own way
+    path = tmp_path / name
+    if name == "a.npy":
+        files.atomic_write_npy(path, np.arange(40))
+    else:
+        files.atomic_write_npz(path, semantics=np.arange(1000) % 17)
+    whole = path.read_bytes()
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(whole)
+        damaged[random.integers(len(whole))] ^= 1 << random.integers(8)
+        path.write_bytes(damaged)
+        try:
+            files.read_npy(path) if name == "a.npy" else files.read_npz(path, ["semantics"])
+        except ValueError as error:
+            refused += name in str(error)
+    assert refused > 20
+
+
+def test_a_folder_in_place_of_a_file_is_named(tmp_path):
+    for read in (files.read_json, files.read_npy, lambda path: files.read_npz(path, [])):
+        with pytest.raises(ValueError, match=f"{tmp_path.name}: is a directory"):
+            read(tmp_path)
+
+
 def test_readers_refuse_pickles_and_the_wrong_kind(tmp_path):
     np.save(tmp_path / "o.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="o.npy"):
@@ -86,4 +114,6 @@ def test_missing_and_damaged_json_are_named(tmp_path):
         files.read_json(tmp_path / "cut.json")
     with pytest.raises(ValueError, match="NaN"):
         files.atomic_write_json(tmp_path / "nan.json", {"a": float("nan")})
+    with pytest.raises(ValueError, match="nan.json.*not JSON serializable"):
+        files.atomic_write_json(tmp_path / "nan.json", {"a": tmp_path})
     assert not (tmp_path / "nan.json").exists()

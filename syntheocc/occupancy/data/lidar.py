@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from syntheocc.engine.files import atomic_write_bytes
+from syntheocc.engine.files import atomic_write_bytes, not_opened
 
 __all__ = ["read_lidar", "write_lidar"]
 
@@ -25,8 +25,8 @@ def read_lidar(path: str | os.PathLike, columns: int = 5) -> np.ndarray:
     try:
         data = np.fromfile(path, dtype="<f4")
         size = os.path.getsize(path)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file; check the path") from error
+    except OSError as error:
+        raise not_opened(path, error) from error
     if size == 0 or size % (4 * columns):
         raise ValueError(
             f"{path}: {size} bytes are no whole number of records of {columns} float32; it is truncated or has "

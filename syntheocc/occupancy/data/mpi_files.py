@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from syntheocc.engine.files import atomic_path, atomic_write_image
+from syntheocc.engine.files import atomic_path, atomic_write_image, read_npz
 from syntheocc.occupancy.rendering.mpi import PlaneSpec, SemanticMPI
 from syntheocc.occupancy.taxonomy import SYNTHEOCC_TAXONOMY, Taxonomy
 
@@ -162,20 +162,19 @@ def _write_csr(path: Path, layers: np.ndarray) -> None:
 
 
 def _read_csr(path: Path) -> np.ndarray:
-    from zipfile import BadZipFile
-    from zlib import error as zlib_error
-
     from scipy import sparse
 
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; make the MPI files first (utils/gen_mtp.py)")
+    # Not `scipy.sparse.load_npz`, which has a different exception for every kind of damage.
+    arrays = read_npz(path, ["data", "indices", "indptr", "shape"])
     try:
-        matrix = sparse.load_npz(path).tocsr()
+        matrix = sparse.csr_matrix((arrays["data"], arrays["indices"], arrays["indptr"]), shape=arrays["shape"])
         # Indices beyond the shape would be written past the array's end.
         matrix.check_format(full_check=True)
         return matrix.toarray()
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file; make the MPI files first (utils/gen_mtp.py)") from error
-    except (ValueError, OSError, EOFError, KeyError, BadZipFile, zlib_error) as error:
-        raise ValueError(f"{path}: is no scipy sparse matrix ({error}); it is truncated, make it again") from error
+    except (ValueError, TypeError, MemoryError) as error:
+        raise ValueError(f"{path}: is no scipy sparse matrix ({error}); it is damaged, make it again") from error
 
 
 def _read_picture(path: Path, shape: tuple[int, ...]) -> np.ndarray:

@@ -120,7 +120,7 @@ def test_damaged_files_are_named(tmp_path):
     path = mpi_file_names(stems["CAM_BACK"], [8])[0]
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="CAM_BACK__1.5_mtp8.npz: is no scipy sparse matrix"):
+    with pytest.raises(ValueError, match="CAM_BACK__1.5_mtp8.npz: cannot be read as numpy data"):
         read_mpi_files(stems, planes)
     for array, words in (
         (np.zeros((8 * H + 1, W), np.uint8), "a multiple of that many rows"),
