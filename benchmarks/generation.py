@@ -356,7 +356,8 @@ def print_report(report: dict[str, Any]) -> None:
         print(
             f"{row['variant']:15}{row['denoise_s']:8.3f}s{row['decode_s']:7.3f}s{row['total_s']:7.3f}s"
             f"{'' if target is None else f'{target}s':>8}{row['step_ms']:7.1f}ms{row['tflops']:9.0f}"
-            X
+            f"{row['peak_gb']:7.2f}GB{row['reserved_gb']:7.2f}GB{row['first_call_s']:7.1f}s"
+            f"{row.get('latents_difference', 0):10.1e}"
             f"{row.get('images_difference', 0):9.1e}{row.get('speedup', 1):8.2f}"
         )
     for name, figures in report["profiles"].items():

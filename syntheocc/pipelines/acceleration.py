@@ -27,6 +27,7 @@ class FastPathMixin:
     _fast_path = False
     _recordings: dict[tuple, RecordedCall] | None = None
     _recorded_weights: int | None = None
+    _recordable = False
 
     def enable_fast_path(self, compile: bool = False, cuda_graph: bool = False, **compile_options: Any) -> None:
         """Run faster on a GPU; the results stay equal up to rounding, and `disable_fast_path` takes it back.
@@ -81,6 +82,7 @@ class FastPathMixin:
                 if addresses != self._recorded_weights:
                     self._recordings.clear()
                     self._recorded_weights = addresses
+                self._recordable = not any(_has_hooks(model) for model in (self.unet, self.controlnet))
             yield
 
     def predict_noise(
@@ -115,11 +117,9 @@ class FastPathMixin:
         return self._recordings[key](tensors)
 
     def _may_record(self, sample: Tensor, attention_kwargs: dict[str, Any]) -> bool:
-        if self._recordings is None or not sample.is_cuda or torch.is_grad_enabled():
+        if self._recordings is None or not self._recordable or not sample.is_cuda or torch.is_grad_enabled():
             return False
-        networks = (self.unet, self.controlnet)
-        changed = any(getattr(m, "peft_config", None) or hasattr(m, "_hf_hook") for m in networks)
-        return not changed and all(isinstance(value, NeighborLinks) for value in attention_kwargs.values())
+        return all(isinstance(value, NeighborLinks) for value in attention_kwargs.values())
 
     def _run_networks(self, sample, timestep, text, condition, attention_kwargs, conditioning_scale) -> Tensor:
         residuals = {}
@@ -136,3 +136,10 @@ class FastPathMixin:
         return self.unet(
             sample, timestep, text, cross_attention_kwargs=attention_kwargs, return_dict=False, **residuals
         )[0]
+
+
+def _has_hooks(model: torch.nn.Module) -> bool:
+    """Whether a LoRA is loaded, or hooks (off-loading, casting, caching) move or change weights on the way."""
+    if getattr(model, "peft_config", None):
+        return True
+    return any(hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook") for module in model.modules())

@@ -231,9 +231,6 @@ class SyntheOccPipeline(
 
     def encode_mpi(self, mpi: SemanticMPI) -> Tensor:
         """What the ControlNet adds to its input: `[U, V, C, h, w]` of MPIs `[U, V, D, h, w]`. Needs no timestep."""
-        # Offloading brings a model to the device when its forward is called; this is another of its methods.
-        if hasattr(self.controlnet, "_hf_hook"):
-            self.controlnet._hf_hook.pre_forward(self.controlnet)
         embedding = self.controlnet.encode_condition(mpi.labels.flatten(0, 1), mpi.nearest.flatten(0, 1))
         return embedding.unflatten(0, mpi.labels.shape[:2])
 
