@@ -15,7 +15,7 @@ from torch import Tensor
 from syntheocc.occupancy.cameras import NUSCENES_CAMERAS, CameraRig
 from syntheocc.occupancy.transforms import invert_rigid, rigid_transform, transform_points
 
-__all__ = ["DETECTION_CLASSES", "Boxes", "Frame", "ordered_cameras"]
+__all__ = ["DETECTION_CLASSES", "Boxes", "Frame", "ordered_cameras", "plain_name"]
 
 # The ten classes of the nuScenes detection task, in the order of mmdetection3d's infos (`bbox_label`).
 DETECTION_CLASSES = (
@@ -148,7 +148,8 @@ class Frame:
         extras: what only this source has (its style, scene token, sweeps, ...).
 
     Raises:
-        ValueError: a picture for a camera the rig lacks, or a pose that is not rigid.
+        ValueError: a picture for a camera the rig lacks, a pose that is not rigid, or a token, scene or camera that is
+            no plain name (outputs are named after them, and `../x` would leave the folder that the user gave).
     """
 
     token: str
@@ -167,6 +168,10 @@ class Frame:
     extras: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
+        plain_name(self.token, "the token")
+        plain_name(self.scene, f"sample {self.token}: the scene")
+        for name in self.cameras.names:
+            plain_name(name, f"sample {self.token}: the camera")
         for name in ("lidar2ego", "ego2global"):
             if getattr(self, name) is not None:
                 pose = rigid_transform(getattr(self, name), f"{name} of sample {self.token}")
@@ -218,6 +223,13 @@ def ordered_cameras(names: Iterable[str]) -> list[str]:
     """The six nuScenes cameras in `NUSCENES_CAMERAS` order, then any others as they come."""
     names = list(names)
     return [name for name in NUSCENES_CAMERAS if name in names] + [n for n in names if n not in NUSCENES_CAMERAS]
+
+
+def plain_name(name: str, what: str) -> str:
+    """The name, which can be a file's or a folder's; ValueError for one that leads elsewhere (`../x`, `/x`)."""
+    if name in (".", "..") or any(character in name for character in "/\\\0"):
+        raise ValueError(f"{what} {name!r} is no plain name: files are named after it; rename it in its source")
+    return name
 
 
 def _not_found(what: str, path: Path, candidates: Iterable[Path] | None) -> str:

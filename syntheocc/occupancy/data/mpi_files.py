@@ -38,12 +38,14 @@ def mpi_stem(image_path: str | os.PathLike, root: str | os.PathLike | None = Non
         folder: what takes the place of `samples`.
 
     Raises:
-        ValueError: the path has no `samples` component.
+        ValueError: the path has no `samples` component, or leads out of it again by `..`.
     """
     path = Path(image_path)
     places = [i for i, part in enumerate(path.parts) if part == "samples"]
     if not places:
         raise ValueError(f"{path}: MPI files are named after a picture below a samples/ folder; this path has none")
+    if ".." in path.parts[places[-1] :]:
+        raise ValueError(f"{path}: leads out of its samples/ folder, beside which the MPI files are written")
     before = path.parts[: places[-1]] if root is None else (Path(root),)
     return Path(*before, folder, *path.parts[places[-1] + 1 :]).with_suffix("")
 
@@ -117,8 +119,10 @@ def read_mpi_files(
         A `SemanticMPI`; `nearest` follows from the layers, the plane of a grouped one from `_depthmap.png`.
 
     Raises:
-        ValueError: a missing or truncated file, a wrong shape, an unknown class id.
+        ValueError: a missing or truncated file, a wrong shape, an unknown class id, a taxonomy whose free id is not 0.
     """
+    if taxonomy.free != 0:
+        raise ValueError(f"MPI files mark empty cells by 0, but 0 is {taxonomy.classes[0]!r} in {taxonomy.name!r}")
     labels: list[np.ndarray] = []
     nearest_planes: list[np.ndarray] = []
     for stem in stems.values():

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from syntheocc.occupancy.data.frames import Frame
+from syntheocc.occupancy.data.frames import Frame, plain_name
 from syntheocc.occupancy.data.voxel_rows import ZYX, read_rows, write_rows
 from syntheocc.occupancy.grids import OPENOCCUPANCY, OccupancyGrid
 
@@ -36,4 +36,6 @@ def openoccupancy_path(root: str | os.PathLike, frame: Frame) -> Path:
             f"sample {frame.token}: OpenOccupancy's labels are named after the scene and lidar tokens, which its "
             "source does not hold; read the nuScenes tables or OpenOccupancy's infos"
         )
+    for token in (scene_token, lidar_token):
+        plain_name(token, f"sample {frame.token}: the token")
     return Path(root) / f"scene_{scene_token}" / "occupancy" / f"{lidar_token}.npy"

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from syntheocc.occupancy.cameras import CameraRig
 from syntheocc.occupancy.data.frames import Boxes, Frame, ordered_cameras
 from syntheocc.occupancy.data.locate import ImageLocator
 
@@ -88,6 +89,16 @@ def test_frames_are_validated(six_cameras):
     lidar2ego = torch.eye(4)
     lidar2ego[:3, 3] = torch.tensor([0.9, 0.0, 1.8])
     assert Frame("t", "", 0, rig, lidar2ego=lidar2ego).lidar_origin.tolist() == pytest.approx([0.9, 0.0, 1.8])
+
+
+@pytest.mark.parametrize("name", ["../../etc/x", "/etc/x", "..", "a\\b", "a\0b"])
+def test_names_that_lead_out_of_a_folder_are_refused(six_cameras, name):
+    with pytest.raises(ValueError, match="the token .* is no plain name"):
+        Frame(name, "scene", 0, six_cameras)
+    with pytest.raises(ValueError, match="the scene .* is no plain name"):
+        Frame("token", name, 0, six_cameras)
+    with pytest.raises(ValueError, match="the camera .* is no plain name"):
+        Frame("token", "scene", 0, CameraRig({name: six_cameras["CAM_FRONT"]}))
 
 
 def test_camera_order():

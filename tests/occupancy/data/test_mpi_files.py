@@ -89,6 +89,8 @@ def test_stems():
     assert mpi_stem(path, root="out", folder="mine").as_posix() == f"out/mine/{name}"
     with pytest.raises(ValueError, match="below a samples/ folder"):
         mpi_stem("sweeps/CAM_FRONT/x.jpg")
+    with pytest.raises(ValueError, match="leads out of its samples/ folder"):
+        mpi_stem("data/samples/../../x.jpg", root="out")
 
 
 def test_what_the_files_cannot_hold_is_refused(tmp_path):
@@ -98,6 +100,8 @@ def test_what_the_files_cannot_hold_is_refused(tmp_path):
     with pytest.raises(ValueError, match="0 is 'others' in 'occ3d'"):
         fields = (mpi.labels, mpi.nearest, mpi.nearest_plane)
         write_mpi_files(SemanticMPI(*fields, OCC3D_NUSCENES.taxonomy, mpi.planes, "corner", NAMES), stems)
+    with pytest.raises(ValueError, match="0 is 'others' in 'occ3d'"):
+        read_mpi_files(stems, mpi.planes, taxonomy=OCC3D_NUSCENES.taxonomy)
     with pytest.raises(ValueError, match="no place is given .* CAM_BACK"):
         write_mpi_files(mpi, {"CAM_FRONT": tmp_path / "x"})
     far = PlaneSpec(num_planes=300)
