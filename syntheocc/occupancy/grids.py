@@ -44,10 +44,12 @@ class GridSpec:
     frame: str = "ego"
 
     def __post_init__(self):
-        edges = self.voxel_size
-        size = (float(edges),) * 3 if isinstance(edges, int | float) else tuple(float(s) for s in edges)
+        edges = np.asarray(self.voxel_size, dtype=np.float64)
+        size = tuple((edges.repeat(3) if edges.ndim == 0 else edges).tolist())
         object.__setattr__(self, "voxel_size", size)
         object.__setattr__(self, "lower", tuple(float(v) for v in self.lower))
+        if any(n != int(n) for n in self.shape):
+            raise ValueError(f"grid shape must be whole numbers of voxels, got {tuple(self.shape)}")
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         if len(self.lower) != 3 or len(size) != 3 or len(self.shape) != 3:
             raise ValueError(f"a grid has three axes; got lower {self.lower}, voxel_size {size}, shape {self.shape}")
@@ -74,16 +76,16 @@ class GridSpec:
         ]
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
-    def index_of(self, points: Tensor) -> tuple[Tensor, Tensor]:
+    def index_of(self, points: Any) -> tuple[Tensor, Tensor]:
         """The voxel of each point.
 
         Args:
-            points: [..., 3] metres in the grid's frame; computed in float64.
+            points: [..., 3] metres in the grid's frame, a tensor or an array; computed in float64.
 
         Returns:
             index int64 [..., 3] (meaningful where inside; points that are NaN count as outside) and inside bool [...].
         """
-        points = points.to(torch.float64)
+        points = torch.as_tensor(points, dtype=torch.float64)
         cell = (points - points.new_tensor(self.lower)) / points.new_tensor(self.voxel_size)
         shape = torch.tensor(self.shape, device=points.device)
         inside = ((cell >= 0) & (cell < shape)).all(-1)
@@ -94,7 +96,8 @@ class OccupancyGrid:
     """A labelled voxel grid.
 
     Args:
-        labels: uint8 [X, Y, Z] class ids of ``taxonomy`` or 255 (unknown); a torch tensor or a numpy array.
+        labels: [X, Y, Z] class ids of ``taxonomy`` or 255 (unknown), kept as uint8; a torch tensor or a numpy array of
+            any integer type. A uint8 array is shared, not copied.
         spec: where the voxels lie.
         taxonomy: what the ids mean.
         grid2ego: [4, 4] transform from the grid's frame to ego at the key frame's lidar time (for the lidar-frame
@@ -112,17 +115,16 @@ class OccupancyGrid:
     """
 
     def __init__(self, labels: Any, spec: GridSpec, taxonomy: Taxonomy, grid2ego: Any = None):
-        labels = torch.as_tensor(labels)
-        if labels.is_floating_point() or labels.is_complex():
-            raise ValueError(f"occupancy labels must be integers (uint8 class ids), got {labels.dtype}")
+        labels = _integers(labels)
         if tuple(labels.shape) != spec.shape:
             raise ValueError(
                 f"occupancy labels have shape {tuple(labels.shape)} but the grid spec says {spec.shape} (X, Y, Z); "
                 "transpose the array or choose the preset it was made for"
             )
         if labels.dtype != torch.uint8:
-            if int(labels.min()) < 0 or int(labels.max()) > 255:
-                raise ValueError(f"occupancy labels must lie in 0..255, got {int(labels.min())}..{int(labels.max())}")
+            low, high = (int(bound) for bound in labels.aminmax())
+            if low < 0 or high > 255:
+                raise ValueError(f"occupancy labels must lie in 0..255, got {low}..{high}")
             labels = labels.to(torch.uint8)
         # Only the largest known id matters, so one reduction instead of a unique over ten million voxels.
         highest = int(torch.where(labels == UNKNOWN, 0, labels).max())
@@ -173,6 +175,21 @@ class OccupancyGrid:
         return grid
 
 
+def _integers(labels: Any) -> Tensor:
+    """Labels as a tensor that torch can compute with; ValueError unless they are integers."""
+    if not isinstance(labels, Tensor):
+        array = np.asarray(labels)
+        if array.dtype.kind not in "iu":
+            raise ValueError(f"occupancy labels must be integers (uint8 class ids), got {array.dtype}")
+        # torch wraps neither foreign byte orders nor negative strides, and warns of read-only memory.
+        kept = array.dtype == np.uint8 or (array.dtype.kind == "i" and array.dtype.isnative)
+        labels = torch.from_numpy(np.require(array, None if kept else np.int64, ["C", "W"]))
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"occupancy labels must be integers (uint8 class ids), got {labels.dtype}")
+    # torch's other unsigned types know next to no operation.
+    return labels if labels.dtype == torch.uint8 or labels.dtype.is_signed else labels.to(torch.int64)
+
+
 class Preset(NamedTuple):
     """A dataset's grid and class table."""
 
@@ -180,35 +197,35 @@ class Preset(NamedTuple):
     taxonomy: Taxonomy
 
 
-_NUSCENES_EGO = GridSpec((-40.0, -40.0, -1.0), 0.4, (200, 200, 16))  # type: ignore[arg-type]
+_NUSCENES_EGO = GridSpec((-40.0, -40.0, -1.0), (0.4, 0.4, 0.4), (200, 200, 16))
 OCC3D_NUSCENES = Preset(_NUSCENES_EGO, tables.OCC3D_TAXONOMY)
 OPENOCC_V2 = Preset(_NUSCENES_EGO, tables.OPENOCC_V2_TAXONOMY)
 SYNTHEOCC = Preset(
-    GridSpec((-50.0, -50.0, -5.0), 0.2, (500, 500, 40), "lidar"),  # type: ignore[arg-type]
+    GridSpec((-50.0, -50.0, -5.0), (0.2, 0.2, 0.2), (500, 500, 40), "lidar"),
     tables.SYNTHEOCC_TAXONOMY,
 )
 # The 0.5 m variant of the same files (specs/syntheocc.md 1.1).
 SYNTHEOCC_COARSE = Preset(
-    GridSpec((-50.0, -50.0, -5.0), 0.5, (200, 200, 16), "lidar"),  # type: ignore[arg-type]
+    GridSpec((-50.0, -50.0, -5.0), (0.5, 0.5, 0.5), (200, 200, 16), "lidar"),
     tables.SYNTHEOCC_TAXONOMY,
 )
 SURROUNDOCC = Preset(SYNTHEOCC_COARSE.spec, tables.SURROUNDOCC_TAXONOMY)
 OPENOCCUPANCY = Preset(
-    GridSpec((-51.2, -51.2, -5.0), 0.2, (512, 512, 40), "lidar"),  # type: ignore[arg-type]
+    GridSpec((-51.2, -51.2, -5.0), (0.2, 0.2, 0.2), (512, 512, 40), "lidar"),
     tables.OPENOCCUPANCY_TAXONOMY,
 )
 # Velodyne frame: x forward, y left, z up.
 SEMANTIC_KITTI = Preset(
-    GridSpec((0.0, -25.6, -2.0), 0.2, (256, 256, 32), "lidar"),  # type: ignore[arg-type]
+    GridSpec((0.0, -25.6, -2.0), (0.2, 0.2, 0.2), (256, 256, 32), "lidar"),
     tables.SEMANTIC_KITTI_TAXONOMY,
 )
 # Each NYU file carries its own origin in the room; grid2ego (here grid2world) holds it. The reader transposes to z up.
 NYUV2 = Preset(
-    GridSpec((0.0, 0.0, 0.0), 0.08, (60, 60, 36), "world"),  # type: ignore[arg-type]
+    GridSpec((0.0, 0.0, 0.0), (0.08, 0.08, 0.08), (60, 60, 36), "world"),
     tables.NYUV2_TAXONOMY,
 )
 # Camera-centred, yaw removed, x right, y down, z forward (specs/occdepth.md 1.8).
 TARTANAIR = Preset(
-    GridSpec((-6.0, -3.0, 0.0), 0.1, (120, 48, 120), "camera"),  # type: ignore[arg-type]
+    GridSpec((-6.0, -3.0, 0.0), (0.1, 0.1, 0.1), (120, 48, 120), "camera"),
     tables.TARTANAIR_TAXONOMY,
 )

@@ -26,6 +26,12 @@ def test_a_voxel_owns_its_lower_face_only():
     assert index[:2].tolist() == [[0, 0, 0], [1, 1, 0]]
 
 
+def test_numpy_numbers_are_taken():
+    spec = GridSpec(np.zeros(3), np.float32(0.5), np.array([4, 4, 2]))
+    assert spec == GridSpec((0, 0, 0), 0.5, (4, 4, 2)) and hash(spec)
+    assert spec.index_of(np.array([[0.6, 0.0, 0.0]]))[0].tolist() == [[1, 0, 0]]
+
+
 def test_nan_points_are_outside():
     index, inside = SPEC.index_of(torch.tensor([[float("nan"), 0.0, 3.0]]))
     assert not inside.item() and index.shape == (1, 3)
@@ -55,6 +61,7 @@ def test_presets_have_the_published_geometry():
         ({"shape": (4, 0, 1)}, "shape"),
         ({"frame": "vehicle"}, "frame"),
         ({"shape": (4, 4)}, "three axes"),
+        ({"shape": (4.5, 4, 4)}, "whole numbers"),
     ],
 )
 def test_bad_specs_name_the_value(kwargs, message):
@@ -76,6 +83,33 @@ def test_labels_are_checked():
         OccupancyGrid(labels.astype(np.float32), SPEC, TABLE)
     with pytest.raises(ValueError, match="-1"):
         OccupancyGrid(labels.astype(np.int64) - 1, SPEC, TABLE)
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u2", "u4", "u8", "i8", ">i4", ">u2"])
+def test_labels_of_any_integer_type_are_taken(dtype):
+    labels = (np.arange(8) % 3).reshape(4, 2, 1)
+    assert OccupancyGrid(labels.astype(dtype), SPEC, TABLE).labels.flatten().tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    if dtype != "i1":
+        with pytest.raises(ValueError, match=r"0\.\.255, got 256\.\.258"):
+            OccupancyGrid((labels + 256).astype(dtype), SPEC, TABLE)
+
+
+@pytest.mark.parametrize("labels", [None, "free", np.full((4, 2, 1), "1"), np.full((4, 2, 1), None), [[[True]]]])
+def test_labels_of_another_type_are_refused(labels):
+    with pytest.raises(ValueError, match="must be integers"):
+        OccupancyGrid(labels, SPEC, TABLE)
+    with pytest.raises(ValueError, match="must be integers"):
+        OccupancyGrid(torch.zeros(4, 2, 1, dtype=torch.bool), SPEC, TABLE)
+
+
+def test_memory_that_torch_cannot_share_is_copied(recwarn):
+    labels = np.arange(8, dtype=np.uint8).reshape(4, 2, 1) % 3
+    assert OccupancyGrid(labels[::-1], SPEC, TABLE).labels.flatten().tolist() == labels[::-1].flatten().tolist()
+    OccupancyGrid(np.broadcast_to(np.uint8(1), (4, 2, 1)), SPEC, TABLE).labels.zero_()
+    assert not recwarn
+    shared = OccupancyGrid(labels, SPEC, TABLE)
+    labels[0, 0, 0] = 2
+    assert shared.labels[0, 0, 0] == 2
 
 
 def test_a_grid_without_a_pose_is_refused_unless_it_is_in_ego():

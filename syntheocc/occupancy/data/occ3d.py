@@ -44,7 +44,8 @@ def read_occ3d(path: str | os.PathLike, preset: Preset = OCC3D_NUSCENES) -> Occ3
         preset: `OCC3D_NUSCENES` or `OPENOCC_V2`; the file does not say which it is.
 
     Raises:
-        ValueError: truncated file, a missing array, a wrong shape, an unknown class id, a mask that is not 0 or 1.
+        ValueError: truncated file, a missing array, a wrong shape, an unknown class id, a mask that is not 0 or 1,
+            instances that are no integers.
     """
     arrays = read_npz(path, ["semantics"])
     for name in arrays.keys() & {"semantics", "mask_lidar", "mask_camera", "instances"}:
@@ -54,8 +55,8 @@ def read_occ3d(path: str | os.PathLike, preset: Preset = OCC3D_NUSCENES) -> Occ3
                 "is the file of another dataset?"
             )
     try:
-        grid = OccupancyGrid(torch.from_numpy(arrays["semantics"]), *preset)
-    except (ValueError, TypeError) as error:
+        grid = OccupancyGrid(arrays["semantics"], *preset)
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     masks = {}
     for name in ("mask_lidar", "mask_camera"):
@@ -63,6 +64,8 @@ def read_occ3d(path: str | os.PathLike, preset: Preset = OCC3D_NUSCENES) -> Occ3
             if not np.isin(arrays[name], (0, 1)).all():
                 raise ValueError(f"{path}: {name} holds values other than 0 and 1; the file is damaged")
             masks[name] = torch.from_numpy(arrays[name].astype(bool))
+    if "instances" in arrays and arrays["instances"].dtype.kind not in "iu":
+        raise ValueError(f"{path}: instances are integers, got {arrays['instances'].dtype}; the file is damaged")
     instances = torch.from_numpy(arrays["instances"]) if "instances" in arrays else None
     return Occ3DLabels(grid, **masks, instances=instances)
 

@@ -128,10 +128,14 @@ def test_bad_occ3d_files_are_named(tmp_path):
         ({"semantics": good, "mask_lidar": good}, "mask_lidar holds values other than 0 and 1"),
         ({"semantics": good + 2}, "class id 18"),
         ({"semantics": good.astype(np.float32)}, "integers"),
+        ({"semantics": good.astype(str)}, "integers"),
+        ({"semantics": good, "instances": good.astype(np.float32)}, "instances are integers"),
     ):
         np.savez_compressed(path, **arrays)
         with pytest.raises(ValueError, match=f"labels.npz: .*{words}"):
             read_occ3d(path)
+    np.savez_compressed(path, semantics=good.astype(np.uint16))
+    assert read_occ3d(path).grid.labels.unique().tolist() == [16]
     np.savez_compressed(path, semantics=good)
     assert read_occ3d(path, OPENOCC_V2).grid.taxonomy.classes[16] == "free"
     assert read_occ3d(path).mask_camera is None
@@ -154,6 +158,9 @@ def test_where_label_files_lie(make_frame, six_cameras):
         ("occ3d", "r/scene-0001/sample0/labels.npz"),
     ):
         assert occupancy_path("r", frame, kind).as_posix() == expected
+    frame.extras["lidar_token"] = "../../x"
+    with pytest.raises(ValueError, match="'../../x' is no plain name"):
+        occupancy_path("r", frame, "openoccupancy")
     nameless = Frame("t", "", 0, six_cameras)
     for kind in OCCUPANCY_KINDS:
         with pytest.raises(ValueError, match="sample t: "):
