@@ -72,8 +72,8 @@ class Camera:
             raise ValueError(f"camera intrinsics are not invertible: {matrix.tolist()}; is a focal length zero?")
         if model not in MODELS:
             raise ValueError(f"camera model must be one of {', '.join(MODELS)}; got {model!r}")
-        if int(height) <= 0 or int(width) <= 0:
-            raise ValueError(f"an image needs pixels, got height {height} and width {width}")
+        if not all(float(size).is_integer() and size > 0 for size in (height, width)):
+            raise ValueError(f"an image needs whole pixels, got height {height} and width {width}")
         if not (math.isfinite(xi) and xi >= 0):
             raise ValueError(f"xi must be finite and not negative, got {xi}")
         if xi and model != "unified":
@@ -155,6 +155,8 @@ class Camera:
 
     def resized(self, height: int, width: int) -> "Camera":
         """The camera of the image scaled to another size (each axis on its own)."""
+        if height <= 0 or width <= 0:
+            raise ValueError(f"an image needs whole pixels, got height {height} and width {width}")
         scale_x, scale_y = width / self.width, height / self.height
         matrix = self.intrinsics.clone()
         matrix[0] *= scale_x
@@ -195,10 +197,12 @@ class CameraRig(Mapping[str, Camera]):
         cameras: name -> `Camera`.
 
     Raises:
-        ValueError: no camera at all.
+        ValueError: no camera at all, or something else than a camera.
     """
 
     def __init__(self, cameras: Mapping[str, Camera]):
+        if not isinstance(cameras, Mapping) or not all(isinstance(camera, Camera) for camera in cameras.values()):
+            raise ValueError(f"a camera rig is made of a mapping name -> Camera, got {cameras!r}")
         if not cameras:
             raise ValueError("a camera rig needs at least one camera")
         self._cameras = dict(cameras)

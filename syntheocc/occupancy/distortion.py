@@ -175,8 +175,11 @@ def distortion_for(model: str, coefficients: "Distortion | Sequence[float] | Non
 
 
 def _positive_roots(polynomial: np.polynomial.Polynomial) -> list[float]:
-    roots = np.asarray(polynomial.trim().roots(), dtype=complex)
-    return [float(root.real) for root in roots if abs(root.imag) < 1e-9 and root.real > 0]
+    """The positive roots of a polynomial whose constant term is 1."""
+    # Of the reversed polynomial, whose roots are the inverses: its leading coefficient is the 1, so that a tiny last
+    # coefficient cannot overflow.
+    inverses = np.asarray(np.polynomial.Polynomial(polynomial.trim().coef[::-1]).roots(), dtype=complex)
+    return [1 / float(root.real) for root in inverses if abs(root.imag) < 1e-9 and root.real > 0]
 
 
 def _check_finite(distortion: Distortion) -> None:

@@ -88,6 +88,13 @@ def test_distortion_never_folds_back():
     assert KannalaBrandt().max_angle == math.pi and BrownConrady().max_radius == math.inf
 
 
+@pytest.mark.parametrize("tiny", [5e-324, -5e-324, 1e-310, -1e-200])
+def test_a_tiny_coefficient_changes_nothing(tiny):
+    assert BrownConrady(k1=-0.5, k3=tiny, k6=tiny).max_radius == pytest.approx(math.sqrt(2 / 3))
+    assert BrownConrady(k1=tiny).max_radius > 1e50
+    assert KannalaBrandt(k1=-0.2, k4=tiny).max_angle == pytest.approx(math.sqrt(1 / 0.6))
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.floats(-0.3, 0.3), st.floats(-0.1, 0.1), st.floats(-0.01, 0.01), st.floats(-0.01, 0.01), st.floats(-0.5, 0.5),
@@ -174,6 +181,8 @@ def test_more_neighbours_go_outwards(six_cameras, camera_at):
         ({"cam2ego": torch.eye(3)}, "4x4"),
         ({"cam2ego": torch.diag(torch.tensor([1.0, 1.0, -1.0, 1.0]))}, "rigid"),
         ({"height": 0}, "pixels"),
+        ({"width": 1000.5}, "whole pixels"),
+        ({"width": float("inf")}, "whole pixels"),
         ({"model": "panorama"}, "pinhole"),
         ({"xi": 0.5}, "unified"),
         ({"xi": -1.0, "model": "unified"}, "xi"),
@@ -194,6 +203,10 @@ def test_rigs_name_what_is_missing(six_cameras):
         six_cameras["CAM_TOP"]
     with pytest.raises(ValueError, match="at least one"):
         CameraRig({})
+    with pytest.raises(ValueError, match="name -> Camera"):
+        CameraRig({"CAM_FRONT": torch.eye(3)})
+    with pytest.raises(ValueError, match="whole pixels, got height 0"):
+        six_cameras["CAM_FRONT"].resized(0, 800)
     small = six_cameras.resized(448, 800)
     assert small.names == six_cameras.names and small["CAM_BACK"].width == 800
     assert small.cam2ego.shape == (6, 4, 4) and "CAM_BACK" in repr(small)
