@@ -81,7 +81,8 @@ class Taxonomy:
         foreground: labels of the objects (SyntheOcc's ten detection classes), which thin-object rules prefer.
 
     Raises:
-        ValueError: names and palette differ in length, a name occurs twice, or an id lies outside the table.
+        ValueError: names and palette differ in length, a name occurs twice, a colour is no RGB triple in 0..255, or an
+            id lies outside the table.
     """
 
     name: str
@@ -93,6 +94,12 @@ class Taxonomy:
     UNKNOWN: ClassVar[int] = UNKNOWN
 
     def __post_init__(self):
+        # Tables read from JSON come as lists; tuples keep a taxonomy hashable.
+        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "palette", tuple(tuple(color) for color in self.palette))
+        object.__setattr__(self, "foreground", tuple(self.foreground))
+        if not all(len(color) == 3 and all(0 <= value <= 255 for value in color) for color in self.palette):
+            raise ValueError(f"taxonomy {self.name!r}: colours are RGB triples in 0..255, got {self.palette}")
         if len(self.classes) != len(self.palette):
             raise ValueError(f"taxonomy {self.name!r}: {len(self.classes)} classes but {len(self.palette)} colours")
         if len(set(self.classes)) != len(self.classes):

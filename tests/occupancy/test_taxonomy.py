@@ -96,11 +96,18 @@ def test_errors_name_the_alternatives():
         ({"classes": ("a", "a")}, "twice"),
         ({"free": 2}, "outside"),
         ({"foreground": (5,)}, "outside"),
+        ({"palette": ((0, 0, 0), (0, 0, 256))}, r"0\.\.255"),
+        ({"palette": ((0, 0, 0), (0, 0))}, "RGB triples"),
     ],
 )
 def test_tables_are_checked(kwargs, message):
     with pytest.raises(ValueError, match=message):
         Taxonomy(**({"name": "t", "classes": ("a", "b"), "palette": ((0, 0, 0),) * 2, "free": 0} | kwargs))
+
+
+def test_lists_make_the_same_table():
+    table = Taxonomy("t", ["a", "b"], [[0, 0, 0], [1, 2, 3]], 0, [1])
+    assert table == Taxonomy("t", ("a", "b"), ((0, 0, 0), (1, 2, 3)), 0, (1,)) and hash(table)
 
 
 def test_too_many_classes_for_uint8():
