@@ -352,7 +352,7 @@ def print_report(report: dict[str, Any]) -> None:
     print(f"{'':15}{'denoise':>9}{'decode':>8}{'total':>8}{'target':>8}{'step':>9}{'TFLOP/s':>9}{'peak':>9}{'reserved':>9}"
           f"{'first':>8}{'latents':>10}{'images':>9}{'x plain':>8}")  # fmt: skip
     for row in report["rows"]:
-        target = TARGETS.get(row["variant"])
+        target = TARGETS.get(row["variant"]) if report["settings"]["size"] == "sd21" else None
         print(
             f"{row['variant']:15}{row['denoise_s']:8.3f}s{row['decode_s']:7.3f}s{row['total_s']:7.3f}s"
             f"{'' if target is None else f'{target}s':>8}{row['step_ms']:7.1f}ms{row['tflops']:9.0f}"

@@ -1,6 +1,6 @@
 """The fast path: the same pictures up to half-precision rounding, sooner. Opt-in, `pipe.enable_fast_path()`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from syntheocc.models import NeighborLinks
 from syntheocc.models.channels_last import to_channels_last, to_contiguous
 from syntheocc.pipelines.graphs import RecordedCall, signature, weight_addresses
+from syntheocc.pipelines.solver import LinearSolver, is_linear
 
 # cuDNN's kernel reaches 430 TFLOP/s on an H200 at these shapes, the flash kernel 312; what it refuses falls through.
 ATTENTION_ORDER = [
@@ -32,9 +33,9 @@ class FastPathMixin:
     def enable_fast_path(self, compile: bool = False, cuda_graph: bool = False, **compile_options: Any) -> None:
         """Run faster on a GPU; the results stay equal up to rounding, and `disable_fast_path` takes it back.
 
-        UNet, ControlNet and VAE go to channels-last memory with fused norms, gates and copies, attention tries cuDNN's
-        kernel first, and cuDNN measures its convolution algorithms, so the first generation of a size is slower.
-        Weights are converted in place; saving and loading are not affected.
+        UNet, ControlNet and VAE go to channels-last memory with fused norms, gates and copies; attention tries cuDNN's
+        kernel first; UniPC becomes a table of weights (not while a callback may change the latents). The networks'
+        weights are converted in place; saving and loading are not affected. The first generation compiles the kernels.
 
         Args:
             compile: also compile UNet and ControlNet with `torch.compile`. The first generation then takes a minute or
@@ -76,7 +77,6 @@ class FastPathMixin:
         with ExitStack() as stack:
             if self._fast_path:
                 stack.enter_context(sdpa_kernel(ATTENTION_ORDER, set_priority=True))
-                stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False))
             if self._recordings is not None:
                 addresses = weight_addresses(self.unet, self.controlnet)
                 if addresses != self._recorded_weights:
@@ -115,6 +115,20 @@ class FastPathMixin:
         if key not in self._recordings:
             self._recordings[key] = RecordedCall(run, tensors)
         return self._recordings[key](tensors)
+
+    def make_step(
+        self, latents: Tensor, step_kwargs: dict[str, Any], callback: bool
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """The scheduler's step as a function of (prediction, timestep, latents), for one run that starts at `latents`.
+
+        callback: whether somebody else may change the latents between steps.
+        """
+        if self._fast_path and not callback and is_linear(self.scheduler):
+            solver = LinearSolver(self.scheduler, latents)
+            return lambda prediction, timestep, latents: solver.step(prediction)
+        return lambda prediction, timestep, latents: self.scheduler.step(
+            prediction, timestep, latents, **step_kwargs, return_dict=False
+        )[0]
 
     def _may_record(self, sample: Tensor, attention_kwargs: dict[str, Any]) -> bool:
         if self._recordings is None or not self._recordable or not sample.is_cuda or torch.is_grad_enabled():

@@ -305,6 +305,7 @@ class SyntheOccPipeline(
             null_condition = null_condition.expand_as(condition)
         condition = guidance.stack(condition, null_condition, axis=1)
         text = guidance.stack(prompt_embeds, negative_prompt_embeds, axis=0)
+        step = self.make_step(latents, step_kwargs, callback=callback_on_step_end is not None)
         if hasattr(self.scheduler, "set_begin_index"):
             # Else the scheduler searches for the first timestep on the device, which waits for all work before it.
             self.scheduler.set_begin_index(0)
@@ -318,8 +319,7 @@ class SyntheOccPipeline(
                 controlled = control_guidance_start <= begun and ended <= control_guidance_end
                 scale = controlnet_conditioning_scale if controlled else 0.0
                 prediction = self.predict_noise(sample, t, text, condition, attention_kwargs, scale)
-                prediction = guidance.combine(prediction)
-                latents = self.scheduler.step(prediction, t, latents, **step_kwargs, return_dict=False)[0]
+                latents = step(guidance.combine(prediction), t, latents)
                 if callback_on_step_end is not None:
                     before = {
                         "latents": latents,
