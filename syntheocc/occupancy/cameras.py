@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from syntheocc.occupancy.distortion import Distortion, distortion_for
-from syntheocc.occupancy.transforms import invert_rigid, rigid_transform
+from syntheocc.occupancy.transforms import invert_rigid, numbers, rigid_transform
 
 # The order in which SyntheOcc arranges the six nuScenes cameras (clockwise seen from above): a ring of neighbours.
 NUSCENES_CAMERAS = (
@@ -61,7 +61,7 @@ class Camera:
         distortion: Any = None,
         xi: float = 0.0,
     ):
-        matrix = torch.as_tensor(intrinsics, dtype=torch.float64).detach().cpu()
+        matrix = numbers(intrinsics, "camera intrinsics")
         if tuple(matrix.shape) != (3, 3):
             raise ValueError(f"camera intrinsics must be a 3x3 matrix, got shape {tuple(matrix.shape)}")
         if not bool(torch.isfinite(matrix).all()):

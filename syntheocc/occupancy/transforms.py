@@ -9,6 +9,14 @@ import torch
 from torch import Tensor
 
 
+def numbers(values: Any, name: str) -> Tensor:
+    """A float64 tensor on the CPU of anything that holds numbers; ValueError that calls it ``name`` otherwise."""
+    try:
+        return torch.as_tensor(values, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a matrix or a list of numbers, got {values!r}") from error
+
+
 def rigid_transform(matrix: Any, name: str) -> Tensor:
     """A checked float64 [4, 4] rigid transform on the CPU.
 
@@ -17,9 +25,9 @@ def rigid_transform(matrix: Any, name: str) -> Tensor:
         name: what the error messages call it, e.g. ``"cam2ego of CAM_FRONT"``.
 
     Raises:
-        ValueError: wrong shape, NaN, a last row other than 0 0 0 1, or a rotation part that is not a rotation.
+        ValueError: no numbers, wrong shape, NaN, a last row other than 0 0 0 1, or a rotation part that is none.
     """
-    matrix = torch.as_tensor(matrix, dtype=torch.float64).detach().cpu()
+    matrix = numbers(matrix, name)
     if tuple(matrix.shape) != (4, 4):
         raise ValueError(f"{name} must be a 4x4 matrix, got shape {tuple(matrix.shape)}")
     if not bool(torch.isfinite(matrix).all()):
@@ -54,9 +62,10 @@ def pose_from_quaternion(translation: Any, rotation_wxyz: Any) -> Tensor:
     """The float64 [4, 4] transform of a translation (metres) and a quaternion in the order w, x, y, z.
 
     Raises:
-        ValueError: the quaternion's norm is not 1 to within 1e-2 (normalised before use) or a value is not finite.
+        ValueError: the quaternion's norm is not 1 to within 1e-2 (normalised before use), a value is not finite, or
+            either has a wrong shape.
     """
-    quaternion = torch.as_tensor(rotation_wxyz, dtype=torch.float64)
+    quaternion = numbers(rotation_wxyz, "a rotation")
     norm = float(quaternion.norm())
     if tuple(quaternion.shape) != (4,) or not abs(norm - 1) < 1e-2:
         raise ValueError(
@@ -72,9 +81,10 @@ def pose_from_quaternion(translation: Any, rotation_wxyz: Any) -> Tensor:
         ],
         dtype=torch.float64,
     )
-    pose[:3, 3] = torch.as_tensor(translation, dtype=torch.float64)
-    if not bool(torch.isfinite(pose).all()):
-        raise ValueError(f"a translation must be finite metres, got {list(translation)}")
+    shift = numbers(translation, "a translation")
+    if tuple(shift.shape) != (3,) or not bool(torch.isfinite(shift).all()):
+        raise ValueError(f"a translation must be three finite metres, got {shift.tolist()}")
+    pose[:3, 3] = shift
     return pose
 
 

@@ -14,7 +14,8 @@ specs/occflownet_splattingocc.md 1.3, mmdetection3d's documentation of its nuSce
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from syntheocc.occupancy.cameras import Camera, CameraRig
 from syntheocc.occupancy.data.frames import DETECTION_CLASSES, Boxes, Frame, ordered_cameras
 from syntheocc.occupancy.data.info_boxes import box_layout_of, boxes_from_rows
 from syntheocc.occupancy.data.locate import ImageLocator
-from syntheocc.occupancy.transforms import invert_rigid, pose_from_quaternion
+from syntheocc.occupancy.transforms import invert_rigid, numbers, pose_from_quaternion, rigid_transform
 
 __all__ = ["STYLES", "detect_style", "read_infos"]
 
@@ -64,10 +65,10 @@ def read_infos(
     """
     document = safe_load(path)
     style = detect_style(document, path)
-    infos: Sequence[Mapping] = document["data_list"] if style == "mmdet3d_v1.1" else _info_list(document) or []
+    infos: Sequence[Mapping] = _info_list(document) or []
     locate = ImageLocator(data_root)
     if style == "mmdet3d_v1.1":
-        categories = document.get("metainfo", {}).get("categories")
+        categories = (document.get("metainfo") or {}).get("categories")
         names = (
             {int(label): name for name, label in categories.items()}
             if categories
@@ -81,21 +82,25 @@ def read_infos(
         from tqdm import tqdm
 
         infos = tqdm(infos, desc=f"reading {Path(path).name}", unit="sample")
-    frames = [read(_Reader(info, f"{path}, sample {i}", locate, cameras, image_size)) for i, info in enumerate(infos)]
+    frames = []
+    for i, info in enumerate(infos):
+        with _about(f"{path}, sample {i} ({info.get('token', 'without token')})"):
+            frames.append(read(_Reader(info, locate, cameras, image_size)))
     return sorted(frames, key=lambda frame: frame.timestamp_us)
 
 
 def detect_style(document: Any, path: str | os.PathLike = "infos") -> str:
     """Which of `STYLES` an unpickled document has; ValueError listing its keys when it is none of them."""
-    if isinstance(document, Mapping) and "data_list" in document:
-        return "mmdet3d_v1.1"
     infos = _info_list(document)
     if infos is None:
         keys = sorted(map(str, document)) if isinstance(document, Mapping) else type(document).__name__
         raise ValueError(f"{path}: no info pickle of a known style (known: {', '.join(STYLES)}); it has {keys}")
+    if isinstance(document, Mapping) and "data_list" in document:
+        return "mmdet3d_v1.1"
     first = infos[0] if infos else {}
-    cams = first.get("cams") or {}
-    camera: Mapping = next(iter(cams.values()), {})
+    cams = first.get("cams")
+    camera = next(iter(cams.values()), None) if isinstance(cams, Mapping) else None
+    camera = camera if isinstance(camera, Mapping) else {}
     if "sensor2global_rotation" in camera:
         return "sweep"
     if "ann_infos" in first or "lidar_idx" in first:
@@ -110,41 +115,54 @@ def detect_style(document: Any, path: str | os.PathLike = "infos") -> str:
     )
 
 
+@contextmanager
+def _about(what: str) -> Iterator[None]:
+    """Put what they are about before the ValueErrors of a block."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
 def _info_list(document: Any) -> Sequence[Mapping] | None:
-    infos = document.get("infos") if isinstance(document, Mapping) else document
+    infos = document.get("data_list", document.get("infos")) if isinstance(document, Mapping) else document
     if isinstance(infos, list | tuple) and all(isinstance(info, Mapping) for info in infos):
         return infos
     return None
 
 
 class _Reader:
-    """One info dict, with what its fields need: errors that name it, and the search for its files."""
+    """One info dict, with what its fields need: errors that name them, and the search for its files."""
 
     def __init__(
-        self,
-        info: Mapping,
-        where: str,
-        locate: ImageLocator,
-        cameras: Sequence[str] | None,
-        image_size: tuple[int, int],
+        self, info: Mapping, locate: ImageLocator, cameras: Sequence[str] | None, image_size: tuple[int, int]
     ):
         self.info = info
-        self.where = f"{where} ({info['token']})" if "token" in info else where
         self.locate = locate
         self.cameras = cameras
         self.image_size = image_size
         self.searched: dict[str, list[Path]] = {}
 
     def need(self, mapping: Mapping, key: str) -> Any:
-        if key not in mapping:
-            raise ValueError(f"{self.where}: lacks {key!r}, has {sorted(map(str, mapping))}; make the infos again")
+        if not isinstance(mapping, Mapping):
+            raise ValueError(f"has {mapping!r} where a record with {key!r} is wanted; make the infos again")
+        if mapping.get(key) is None:
+            present = sorted(str(name) for name, value in mapping.items() if value is not None)
+            raise ValueError(f"lacks {key!r}, has {present}; make the infos again")
         return mapping[key]
 
-    def camera_names(self, present: Mapping) -> list[str]:
+    def intrinsics(self, mapping: Mapping, key: str) -> Tensor:
+        """A camera matrix [3, 3]; some converters store the 4x4 matrix that holds it."""
+        matrix = numbers(self.need(mapping, key), key)
+        return matrix[:3, :3] if matrix.ndim == 2 else matrix
+
+    def camera_names(self, present: Any) -> list[str]:
+        if not isinstance(present, Mapping) or not present:
+            raise ValueError(f"has no cameras but {present!r}; make the infos again")
         names = ordered_cameras(present) if self.cameras is None else list(self.cameras)
         absent = [name for name in names if name not in present]
-        if absent or not names:
-            raise ValueError(f"{self.where}: has no camera {', '.join(absent)}; it has {sorted(present)}")
+        if absent:
+            raise ValueError(f"has no camera {', '.join(absent)}; it has {sorted(present)}")
         return names
 
     def path(self, given: str, name: str, channel: str) -> Path:
@@ -153,38 +171,39 @@ class _Reader:
             self.searched[name] = looked
         return found
 
-    def pose(self, translation: Any, rotation: Any, transposed: bool = False) -> Tensor:
-        """[4, 4] from a translation and a quaternion w x y z or a 3x3 matrix, which may be stored transposed."""
-        rotation = np.asarray(rotation, dtype=np.float64)
-        if rotation.shape == (4,):
+    def pose(self, mapping: Mapping, name: str, transposed: bool = False) -> Tensor:
+        """[4, 4] of `<name>_translation` and `<name>_rotation`, a quaternion w x y z or a matrix, maybe transposed."""
+        rotation = numbers(self.need(mapping, f"{name}_rotation"), f"{name}_rotation")
+        translation = numbers(self.need(mapping, f"{name}_translation"), f"{name}_translation")
+        if tuple(rotation.shape) == (4,):
             return pose_from_quaternion(translation, rotation)
-        pose = torch.eye(4, dtype=torch.float64)
-        if rotation.shape != (3, 3) or np.shape(translation) != (3,):
+        if tuple(rotation.shape) != (3, 3) or tuple(translation.shape) != (3,):
             raise ValueError(
-                f"{self.where}: a pose of shapes {np.shape(translation)}, {rotation.shape}; want 3 and 3x3"
+                f"{name}: a pose of shapes {[*translation.shape]} and {[*rotation.shape]}; want [3] and [3, 3] or [4]"
             )
-        pose[:3, :3] = torch.from_numpy(rotation.T.copy() if transposed else rotation)
-        pose[:3, 3] = torch.as_tensor(np.asarray(translation, dtype=np.float64))
+        pose = torch.eye(4, dtype=torch.float64)
+        pose[:3, :3] = rotation.T if transposed else rotation
+        pose[:3, 3] = translation
         return pose
 
 
 def _frame_v11(reader: _Reader, names: Mapping[int, str]) -> Frame:
     info = reader.info
     lidar = reader.need(info, "lidar_points")
-    lidar2ego = torch.as_tensor(reader.need(lidar, "lidar2ego"), dtype=torch.float64)
+    lidar2ego = rigid_transform(reader.need(lidar, "lidar2ego"), "lidar2ego")
     images = reader.need(info, "images")
     rig, paths, stamps = {}, {}, {}
     for name in reader.camera_names(images):
         image = images[name]
-        lidar2cam = torch.as_tensor(reader.need(image, "lidar2cam"), dtype=torch.float64)
-        # Not the `cam2ego` field: that one is the mount, without the motion since the camera fired.
-        cam2ego = lidar2ego @ torch.linalg.inv(lidar2cam)
-        intrinsics = np.asarray(reader.need(image, "cam2img"), dtype=np.float64)[:3, :3]
-        height, width = image.get("height") or reader.image_size[0], image.get("width") or reader.image_size[1]
-        rig[name] = Camera(intrinsics, cam2ego, int(height), int(width))
-        paths[name] = reader.path(reader.need(image, "img_path"), name, name)
-        if "timestamp" in image:
-            stamps[name] = _microseconds(image["timestamp"])
+        with _about(name):
+            lidar2cam = rigid_transform(reader.need(image, "lidar2cam"), "lidar2cam")
+            # Not the `cam2ego` field: that one is the mount, without the motion since the camera fired.
+            cam2ego = lidar2ego @ invert_rigid(lidar2cam)
+            height, width = image.get("height") or reader.image_size[0], image.get("width") or reader.image_size[1]
+            rig[name] = Camera(reader.intrinsics(image, "cam2img"), cam2ego, height, width)
+            paths[name] = reader.path(reader.need(image, "img_path"), name, name)
+            if "timestamp" in image:
+                stamps[name] = _microseconds(image["timestamp"])
     return Frame(
         token=str(reader.need(info, "token")),
         scene=str(info.get("scene_name", "")),
@@ -193,8 +212,8 @@ def _frame_v11(reader: _Reader, names: Mapping[int, str]) -> Frame:
         image_paths=paths,
         lidar_path=reader.path(lidar["lidar_path"], "lidar", "LIDAR_TOP") if "lidar_path" in lidar else None,
         lidar2ego=lidar2ego,
-        ego2global=torch.as_tensor(info["ego2global"], dtype=torch.float64) if "ego2global" in info else None,
-        boxes=_boxes_v11(info["instances"], names, lidar2ego) if "instances" in info else None,
+        ego2global=info.get("ego2global"),
+        boxes=_boxes_v11(reader, names, lidar2ego) if info.get("instances") is not None else None,
         extras={
             "style": "mmdet3d_v1.1",
             "camera_timestamps_us": stamps,
@@ -204,46 +223,48 @@ def _frame_v11(reader: _Reader, names: Mapping[int, str]) -> Frame:
     )
 
 
-def _boxes_v11(instances: Sequence[Mapping], names: Mapping[int, str], lidar2ego: Tensor) -> Boxes:
+def _boxes_v11(reader: _Reader, names: Mapping[int, str], lidar2ego: Tensor) -> Boxes:
+    instances = reader.info["instances"]
     # Label -1 marks categories outside the detection task; the infos do not say which.
-    labels = [int(instance["bbox_label_3d"]) for instance in instances]
+    labels = [int(reader.need(instance, "bbox_label_3d")) for instance in instances]
+    rows = [numbers(reader.need(instance, "bbox_3d"), "bbox_3d").tolist() for instance in instances]
+    wrong = [row for row in rows if len(row) != 7]
+    if wrong:
+        raise ValueError(f"a bbox_3d is x y z l w h yaw, got {wrong[0]}; make the infos again")
+    given = [instance.get("velocity") for instance in instances]
+    velocities = [(np.nan, np.nan) if velocity is None else velocity[:2] for velocity in given]
     return boxes_from_rows(
-        np.array([instance["bbox_3d"] for instance in instances], dtype=np.float64).reshape(-1, 7),
+        np.array(rows, dtype=np.float64).reshape(-1, 7),
         [names.get(label, "other") for label in labels],
         lidar2ego,
         "lwh_yaw",
-        np.array([instance.get("velocity", (np.nan, np.nan))[:2] for instance in instances], dtype=np.float64),
+        np.array(velocities, dtype=np.float64),
         [int(instance.get("num_lidar_pts", -1)) for instance in instances],
     )
 
 
 def _frame_v10(reader: _Reader, style: str, layout: str) -> Frame:
     info, need = reader.info, reader.need
-    lidar2ego = reader.pose(need(info, "lidar2ego_translation"), need(info, "lidar2ego_rotation"))
-    ego2global = reader.pose(need(info, "ego2global_translation"), need(info, "ego2global_rotation"))
+    lidar2ego, ego2global = reader.pose(info, "lidar2ego"), reader.pose(info, "ego2global")
     cams = need(info, "cams")
     rig, paths, stamps, own_poses = {}, {}, {}, {}
     for name in reader.camera_names(cams):
         cam = cams[name]
-        if "sensor2lidar_rotation" in cam:
-            sensor2lidar = reader.pose(need(cam, "sensor2lidar_translation"), cam["sensor2lidar_rotation"])
-            cam2ego = lidar2ego @ sensor2lidar
-        elif "sensor2global_rotation" in cam:
-            cam2ego = invert_rigid(ego2global) @ reader.pose(
-                need(cam, "sensor2global_translation"), cam["sensor2global_rotation"], transposed=True
-            )
-        else:
-            mount = reader.pose(need(cam, "sensor2ego_translation"), need(cam, "sensor2ego_rotation"))
-            own = reader.pose(need(cam, "ego2global_translation"), need(cam, "ego2global_rotation"))
-            cam2ego = invert_rigid(ego2global) @ own @ mount
-        if "ego2global_rotation" in cam:
-            own_poses[name] = reader.pose(need(cam, "ego2global_translation"), cam["ego2global_rotation"])
-        # SparseOcc's sweeps and some converters spell it without the prefix.
-        intrinsics = cam["cam_intrinsic"] if "cam_intrinsic" in cam else need(cam, "cam_intrinsics")
-        rig[name] = Camera(np.asarray(intrinsics, dtype=np.float64)[:3, :3], cam2ego, *reader.image_size)
-        paths[name] = reader.path(need(cam, "data_path"), name, name)
-        if "timestamp" in cam:
-            stamps[name] = _microseconds(cam["timestamp"])
+        with _about(name):
+            paths[name] = reader.path(need(cam, "data_path"), name, name)
+            if "ego2global_rotation" in cam:
+                own_poses[name] = reader.pose(cam, "ego2global")
+            if "sensor2lidar_rotation" in cam:
+                cam2ego = lidar2ego @ reader.pose(cam, "sensor2lidar")
+            elif "sensor2global_rotation" in cam:
+                cam2ego = invert_rigid(ego2global) @ reader.pose(cam, "sensor2global", transposed=True)
+            else:
+                cam2ego = invert_rigid(ego2global) @ reader.pose(cam, "ego2global") @ reader.pose(cam, "sensor2ego")
+            # SparseOcc's sweeps and some converters spell it in the plural.
+            intrinsics = reader.intrinsics(cam, "cam_intrinsics" if "cam_intrinsics" in cam else "cam_intrinsic")
+            rig[name] = Camera(intrinsics, cam2ego, *reader.image_size)
+            if "timestamp" in cam:
+                stamps[name] = _microseconds(cam["timestamp"])
     kept = ("scene_token", "lidar_token", "lidar_idx", "frame_idx", "sweeps", "occ_path", "valid_flag")
     extras = {key: info[key] for key in kept if key in info}
     if "lidar_idx" in info:
@@ -276,9 +297,9 @@ def _frame_v10(reader: _Reader, style: str, layout: str) -> Frame:
 
 def _boxes_v10(reader: _Reader, layout: str, lidar2ego: Tensor) -> Boxes:
     info = reader.info
-    boxes = np.asarray(info["gt_boxes"], dtype=np.float64)
+    boxes = numbers(info["gt_boxes"], "gt_boxes").numpy()
     if boxes.size and (boxes.ndim != 2 or boxes.shape[1] not in (7, 9, 10)):
-        raise ValueError(f"{reader.where}: gt_boxes of shape {boxes.shape}; a box has 7, 9 or 10 numbers")
+        raise ValueError(f"gt_boxes of shape {boxes.shape}; a box has 7, 9 or 10 numbers")
     return boxes_from_rows(
         boxes.reshape(-1, boxes.shape[1] if boxes.size else 7),
         [str(name) for name in reader.need(info, "gt_names")],

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from syntheocc.engine.unpickling import safe_load
 from syntheocc.occupancy.cameras import NUSCENES_CAMERAS
 from syntheocc.occupancy.data.infos import STYLES, detect_style, read_infos
 from syntheocc.occupancy.data.infos_writing import write_infos
@@ -212,6 +213,10 @@ def test_unknown_styles_list_their_keys(tmp_path):
         (3, "int"),
         ([{"token": "a", "views": {}}], "token.*views"),
         ({"infos": [{"cams": {"CAM_FRONT": {"K": 1}}}]}, "cams.*cameras.*K"),
+        ({"infos": [{"cams": [1]}]}, "cams"),
+        ({"infos": [{"cams": {"CAM_FRONT": 1}}]}, "cams"),
+        ({"data_list": None}, "data_list"),
+        ({"data_list": [1]}, "data_list"),
     ):
         with pytest.raises(ValueError, match=f"x.pkl: no info pickle of a known style.*{words}"):
             read_infos(dump(tmp_path / "x.pkl", document))
@@ -222,18 +227,57 @@ def test_unknown_styles_list_their_keys(tmp_path):
     "change, words",
     [
         (lambda info: info.pop("lidar2ego_rotation"), "lacks 'lidar2ego_rotation', has"),
-        (lambda info: info["cams"]["CAM_FRONT"].pop("data_path"), "lacks 'data_path'"),
-        (lambda info: info["cams"]["CAM_FRONT"].update(cam_intrinsic=np.full((3, 3), np.nan)), "NaN"),
+        (lambda info: info.update(ego2global_translation=None), "lacks 'ego2global_translation', has"),
+        (lambda info: info.update(ego2global_translation=[1, 2]), "three finite metres"),
+        (lambda info: info["cams"]["CAM_FRONT"].pop("data_path"), "CAM_FRONT: lacks 'data_path'"),
+        (lambda info: info["cams"]["CAM_FRONT"].update(cam_intrinsic=np.full((3, 3), np.nan)), "CAM_FRONT: .*NaN"),
+        (lambda info: info["cams"]["CAM_FRONT"].update(cam_intrinsic=[1.0, 2.0]), "CAM_FRONT: .*3x3"),
+        (lambda info: info["cams"]["CAM_FRONT"].update(cam_intrinsic="fx"), "CAM_FRONT: .*numbers, got 'fx'"),
         (lambda info: info["cams"]["CAM_FRONT"].update(sensor2lidar_rotation=np.eye(2)), "2, 2"),
+        (lambda info: info["cams"]["CAM_FRONT"].update(sensor2lidar_rotation=np.zeros((3, 3))), "CAM_FRONT: .*rigid"),
+        (lambda info: info["cams"].update(CAM_FRONT=None), "CAM_FRONT: has None where a record"),
         (lambda info: info.update(gt_boxes=np.zeros((1, 5))), r"gt_boxes of shape \(1, 5\)"),
+        (lambda info: info.update(gt_boxes=[["a"] * 7]), "gt_boxes must be .*numbers"),
         (lambda info: info.update(cams={}), "no camera"),
+        (lambda info: info.update(token="../x"), "no plain name"),
     ],
 )
 def test_bad_infos_are_named(tmp_path, change, words):
     info = hand_info("mmdet3d_v1.0") | {"lidar_token": "x"}
     change(info)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=f"x.pkl, sample 0 .*{words}"):
         read_infos(dump(tmp_path / "x.pkl", {"infos": [info]}), box_layout="lwh_yaw")
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda info: info["images"]["CAM_BACK"].update(lidar2cam=np.zeros((4, 4)).tolist()), "CAM_BACK: lidar2cam"),
+        (lambda info: info["images"]["CAM_BACK"].update(lidar2cam=np.eye(3).tolist()), "CAM_BACK: lidar2cam .*4x4"),
+        (lambda info: info["images"]["CAM_BACK"].update(img_path=None), "CAM_BACK: lacks 'img_path'"),
+        (lambda info: info["images"].update(CAM_BACK=None), "CAM_BACK: has None where a record"),
+        (lambda info: info["lidar_points"].update(lidar2ego="abc"), "lidar2ego must be .*'abc'"),
+        (lambda info: info["instances"][0].update(bbox_3d=[1, 2]), "a bbox_3d is x y z l w h yaw"),
+        (lambda info: info["instances"][0].pop("bbox_label_3d"), "lacks 'bbox_label_3d'"),
+        (lambda info: info.update(timestamp=None), "lacks 'timestamp'"),
+    ],
+)
+def test_bad_v11_infos_are_named(tmp_path, make_frame, change, words):
+    write_infos(tmp_path / "x.pkl", [make_frame()], "mmdet3d_v1.1")
+    document = safe_load(tmp_path / "x.pkl")
+    change(document["data_list"][0])
+    with pytest.raises(ValueError, match=f"x.pkl, sample 0 .sample0.: {words}"):
+        read_infos(dump(tmp_path / "x.pkl", document))
+
+
+def test_unknown_velocities_and_no_boxes_are_no_error(tmp_path, make_frame):
+    write_infos(tmp_path / "x.pkl", [make_frame()], "mmdet3d_v1.1")
+    document = safe_load(tmp_path / "x.pkl")
+    document["data_list"][0]["instances"][0]["velocity"] = None
+    assert read_infos(dump(tmp_path / "x.pkl", document))[0].boxes.velocities.isnan().all()
+    document["data_list"][0]["instances"] = []
+    document["metainfo"] = None
+    assert len(read_infos(dump(tmp_path / "x.pkl", document))[0].boxes) == 0
 
 
 def test_cameras_can_be_demanded_and_writing_needs_poses(tmp_path, make_frame, six_cameras):
