@@ -4,7 +4,8 @@ Legend: N boxes, P points. Frames of reference as in `syntheocc.occupancy`: `ego
 frame's lidar time. A transform is a float64 [4, 4] tensor named `a2b`, column vectors.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from syntheocc.occupancy.cameras import NUSCENES_CAMERAS, CameraRig
 from syntheocc.occupancy.transforms import invert_rigid, rigid_transform, transform_points
 
-__all__ = ["DETECTION_CLASSES", "Boxes", "Frame", "ordered_cameras", "plain_name"]
+__all__ = ["DETECTION_CLASSES", "Boxes", "Frame", "about", "ordered_cameras", "plain_name"]
 
 # The ten classes of the nuScenes detection task, in the order of mmdetection3d's infos (`bbox_label`).
 DETECTION_CLASSES = (
@@ -223,6 +224,15 @@ def ordered_cameras(names: Iterable[str]) -> list[str]:
     """The six nuScenes cameras in `NUSCENES_CAMERAS` order, then any others as they come."""
     names = list(names)
     return [name for name in NUSCENES_CAMERAS if name in names] + [n for n in names if n not in NUSCENES_CAMERAS]
+
+
+@contextmanager
+def about(what: str) -> Iterator[None]:
+    """Put what they are about (a file, a sample, a camera) before the ValueErrors of a block."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 def plain_name(name: str, what: str) -> str:

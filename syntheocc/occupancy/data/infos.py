@@ -14,8 +14,7 @@ specs/occflownet_splattingocc.md 1.3, mmdetection3d's documentation of its nuSce
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from syntheocc.engine.unpickling import safe_load
 from syntheocc.occupancy.cameras import Camera, CameraRig
-from syntheocc.occupancy.data.frames import DETECTION_CLASSES, Boxes, Frame, ordered_cameras
+from syntheocc.occupancy.data.frames import DETECTION_CLASSES, Boxes, Frame, about, ordered_cameras
 from syntheocc.occupancy.data.info_boxes import box_layout_of, boxes_from_rows
 from syntheocc.occupancy.data.locate import ImageLocator
 from syntheocc.occupancy.transforms import invert_rigid, numbers, pose_from_quaternion, rigid_transform
@@ -84,7 +83,7 @@ def read_infos(
         infos = tqdm(infos, desc=f"reading {Path(path).name}", unit="sample")
     frames = []
     for i, info in enumerate(infos):
-        with _about(f"{path}, sample {i} ({info.get('token', 'without token')})"):
+        with about(f"{path}, sample {i} ({info.get('token', 'without token')})"):
             frames.append(read(_Reader(info, locate, cameras, image_size)))
     return sorted(frames, key=lambda frame: frame.timestamp_us)
 
@@ -113,15 +112,6 @@ def detect_style(document: Any, path: str | os.PathLike = "infos") -> str:
         f"{path}: no info pickle of a known style (known: {', '.join(STYLES)}); its samples have {sorted(first)} and "
         f"their cameras {sorted(camera)}"
     )
-
-
-@contextmanager
-def _about(what: str) -> Iterator[None]:
-    """Put what they are about before the ValueErrors of a block."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
 
 
 def _info_list(document: Any) -> Sequence[Mapping] | None:
@@ -195,7 +185,7 @@ def _frame_v11(reader: _Reader, names: Mapping[int, str]) -> Frame:
     rig, paths, stamps = {}, {}, {}
     for name in reader.camera_names(images):
         image = images[name]
-        with _about(name):
+        with about(name):
             lidar2cam = rigid_transform(reader.need(image, "lidar2cam"), "lidar2cam")
             # Not the `cam2ego` field: that one is the mount, without the motion since the camera fired.
             cam2ego = lidar2ego @ invert_rigid(lidar2cam)
@@ -250,7 +240,7 @@ def _frame_v10(reader: _Reader, style: str, layout: str) -> Frame:
     rig, paths, stamps, own_poses = {}, {}, {}, {}
     for name in reader.camera_names(cams):
         cam = cams[name]
-        with _about(name):
+        with about(name):
             paths[name] = reader.path(need(cam, "data_path"), name, name)
             if "ego2global_rotation" in cam:
                 own_poses[name] = reader.pose(cam, "ego2global")

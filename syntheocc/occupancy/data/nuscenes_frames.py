@@ -17,7 +17,7 @@ from torch import Tensor
 
 from syntheocc.engine.files import atomic_write_image
 from syntheocc.occupancy.cameras import NUSCENES_CAMERAS, Camera, CameraRig
-from syntheocc.occupancy.data.frames import Boxes, Frame, ordered_cameras
+from syntheocc.occupancy.data.frames import Boxes, Frame, about, ordered_cameras
 from syntheocc.occupancy.data.locate import ImageLocator
 from syntheocc.occupancy.data.nuscenes import CATEGORY_TO_DETECTION, NuScenesTables, read_tables, write_tables
 from syntheocc.occupancy.transforms import invert_rigid, pose_from_quaternion, quaternion_from_rotation
@@ -74,8 +74,12 @@ def frames_from_tables(
 ) -> list[Frame]:
     """The frames of the sample rows for which `wanted(row)` holds; see `read_nuscenes`."""
     locate = ImageLocator(tables.root)
-    samples = [row for row in tables.table("sample") if wanted is None or wanted(row)]
-    return [_frame(tables, locate, sample, cameras) for sample in samples]
+    frames = []
+    for sample in tables.table("sample"):
+        if wanted is None or wanted(sample):
+            with about(f"{tables.folder}, sample {sample.get('token', 'without token')}"):
+                frames.append(_frame(tables, locate, sample, cameras))
+    return frames
 
 
 def _frame(tables: NuScenesTables, locate: ImageLocator, sample: dict, cameras: Sequence[str]) -> Frame:
@@ -89,7 +93,7 @@ def _frame(tables: NuScenesTables, locate: ImageLocator, sample: dict, cameras: 
     searched: dict[str, list[Path]] = {}
 
     def path_of(name: str, channel: str) -> Path:
-        path, looked = locate(tables.field("sample_data", data[channel], "filename"), channel)
+        path, looked = locate(str(tables.field("sample_data", data[channel], "filename")), channel)
         if looked:
             searched[name] = looked
         return path
@@ -97,11 +101,12 @@ def _frame(tables: NuScenesTables, locate: ImageLocator, sample: dict, cameras: 
     rig = {}
     for name in cameras:
         row = data[name]
-        mount = tables.get("calibrated_sensor", row["calibrated_sensor_token"])
-        cam2ego = global2ego @ _ego_pose(tables, row) @ _mount(tables, row)
-        intrinsics = tables.field("calibrated_sensor", mount, "camera_intrinsic")
-        height, width = tables.field("sample_data", row, "height"), tables.field("sample_data", row, "width")
-        rig[name] = Camera(intrinsics, cam2ego, height, width)
+        with about(name):
+            mount = tables.get("calibrated_sensor", row["calibrated_sensor_token"])
+            cam2ego = global2ego @ _ego_pose(tables, row) @ _mount(tables, row)
+            intrinsics = tables.field("calibrated_sensor", mount, "camera_intrinsic")
+            height, width = tables.field("sample_data", row, "height"), tables.field("sample_data", row, "width")
+            rig[name] = Camera(intrinsics, cam2ego, height, width)
     scene, caption = _scene(tables, sample)
     return Frame(
         token=token,

@@ -91,6 +91,12 @@ def test_what_is_missing_is_named(tables_root):
     assert [f.token for f in read_nuscenes(tables_root, scenes=["scene-0001"], tokens=["sample2"])] == ["sample2"]
     with pytest.raises(ValueError, match="sample sample0 has no key frame of CAM_ROOF"):
         read_nuscenes(tables_root, cameras=["CAM_FRONT", "CAM_ROOF"])
+    edit(tables_root, "sample_data", lambda rows: [row.update(height=0) for row in rows])
+    with pytest.raises(ValueError, match="v1.0-hand, sample sample0: CAM_FRONT_LEFT: an image needs whole pixels"):
+        read_nuscenes(tables_root)
+    edit(tables_root, "calibrated_sensor", lambda rows: [row.update(translation=[1, 2]) for row in rows])
+    with pytest.raises(ValueError, match="sample sample0: a translation must be three finite metres"):
+        read_nuscenes(tables_root)
     edit(tables_root, "calibrated_sensor", lambda rows: [row.pop("rotation") for row in rows])
     with pytest.raises(ValueError, match="calibrated_sensor.json: row '.*' lacks the field 'rotation'"):
         read_nuscenes(tables_root)
