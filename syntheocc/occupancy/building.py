@@ -30,6 +30,7 @@ __all__ = ["EGO_BODY", "BuildingRules", "build_occupancy"]
 
 # The nuScenes car (and its roof rack) in ego, metres, with a hand's breadth around it: the origin is the rear axle.
 EGO_BODY = ((-1.1, -1.1, -0.5), (3.4, 1.1, 2.4))
+MAX_RINGS = 1024
 VEHICLES = ("car", "truck", "bus", "trailer", "construction_vehicle", "motorcycle")
 
 
@@ -80,11 +81,18 @@ def build_occupancy(
         An `OccupancyGrid`, in the lidar frame with `grid2ego = lidar2ego`.
 
     Raises:
-        ValueError: points of another shape or that are not finite, a grid in another frame, a class that is missing.
+        ValueError: points of another shape or that are not finite, rings that are none, a grid in another frame, a
+            class that is missing.
     """
     points = np.asarray(points_lidar.numpy() if isinstance(points_lidar, torch.Tensor) else points_lidar)
-    if points.ndim != 2 or points.shape[1] < 3 or not np.isfinite(points).all():
+    if points.dtype.kind not in "fiu" or points.ndim != 2 or points.shape[1] < 3 or not np.isfinite(points).all():
         raise ValueError(f"a sweep is finite numbers [P, 3..5], got {points.dtype} {list(points.shape)}")
+    if points.shape[1] >= 5 and not ((points[:, 4] >= 0) & (points[:, 4] < MAX_RINGS)).all():
+        low, high = points[:, 4].min(), points[:, 4].max()
+        raise ValueError(
+            f"column 4 of a sweep is the ring, 0..{MAX_RINGS - 1}, got {low:g}..{high:g}; leave it out where the "
+            "sensor has none"
+        )
     if spec.frame not in ("lidar", "ego"):
         raise ValueError(f"occupancy is built in the lidar's or the ego frame, not in {spec.frame!r}")
     names = ("driveable_surface", "sidewalk", "terrain", "manmade", "vegetation")

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from syntheocc.occupancy.taxonomy import UNKNOWN
+
 if TYPE_CHECKING:
     from syntheocc.occupancy.grids import OccupancyGrid
     from syntheocc.occupancy.rendering.mpi import SemanticMPI
@@ -32,7 +34,7 @@ def as_picture(image: Any) -> np.ndarray:
     [H, W, 3]; a numpy array is [H, W, 3], [H, W, 4] (alpha dropped) or [H, W] (grey).
 
     Raises:
-        ValueError: for any other shape, or float values outside [0, 1].
+        ValueError: for any other shape, float values outside [0, 1], or integers other than uint8.
     """
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
@@ -48,6 +50,10 @@ def as_picture(image: Any) -> np.ndarray:
     if array.ndim != 3 or array.shape[-1] not in (3, 4):
         raise ValueError(f"a picture is [H, W, 3], got an image of shape {tuple(array.shape)}")
     array = array[..., :3]
+    if array.dtype.kind in "iu" and array.dtype != np.uint8:
+        raise ValueError(f"integer images must be uint8 (0..255), got {array.dtype}; convert them with astype")
+    if array.size == 0:
+        raise ValueError(f"a picture needs pixels, got an image of shape {tuple(array.shape)}")
     if array.dtype != np.uint8:
         low, high = float(array.min()), float(array.max())
         if not (low >= -1e-3 and high <= 1 + 1e-3):
@@ -63,10 +69,11 @@ def palette_picture(labels: Any, taxonomy: Taxonomy) -> np.ndarray:
         ValueError: for an id that the taxonomy does not have.
     """
     ids = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
-    colors = np.asarray(taxonomy.colors(), dtype=np.uint8)[: taxonomy.num_classes]
-    table = np.full((256, 3), UNKNOWN_COLOR, dtype=np.uint8)
-    table[: len(colors)] = colors
-    bad = (ids >= taxonomy.num_classes) & (ids != 255)
+    if ids.dtype.kind not in "iu":
+        raise ValueError(f"class ids are integers, got {ids.dtype}")
+    table = taxonomy.colors()
+    table[taxonomy.num_classes :] = UNKNOWN_COLOR
+    bad = (ids < 0) | ((ids >= taxonomy.num_classes) & (ids != UNKNOWN))
     if bad.any():
         raise ValueError(
             f"class id {int(ids[bad][0])} is not in taxonomy {taxonomy.name!r} (0..{taxonomy.num_classes - 1})"
@@ -223,7 +230,7 @@ def bev_picture(grid: OccupancyGrid, shade: bool = True, below: float | None = N
     Returns:
         uint8 [forward, left, 3].
     """
-    rotation = np.eye(3) if grid.grid2ego is None else grid.grid2ego.detach().cpu().numpy()[:3, :3]
+    rotation = grid.grid2ego.numpy()[:3, :3]
     axes = np.abs(rotation).argmax(axis=1)
     if sorted(axes.tolist()) != [0, 1, 2]:
         raise ValueError(f"the grid's axes are not near the ego axes (grid2ego rotation {rotation.tolist()})")
@@ -236,7 +243,7 @@ def bev_picture(grid: OccupancyGrid, shade: bool = True, below: float | None = N
         if rotation[axis, axes[axis]] < 0:
             labels = np.flip(labels, axis)
             heights = heights[::-1] if axis == 2 else heights
-    occupied = (labels != grid.taxonomy.free) & (labels != 255)
+    occupied = (labels != grid.taxonomy.free) & (labels != UNKNOWN)
     if below is not None:
         occupied = occupied & (heights <= below)
     # argmax of the flipped column is the first occupied voxel from above

@@ -169,6 +169,13 @@ def test_bad_input_is_refused(sweep):
         build_occupancy(sweep[:34, :2], None, lidar2ego())
     with pytest.raises(ValueError, match="finite"):
         build_occupancy(sweep * np.nan, None, lidar2ego())
+    with pytest.raises(ValueError, match="finite numbers .*<U"):
+        build_occupancy(sweep[:3].astype(str), None, lidar2ego())
+    for ring in (-1, 10**9):  # a column of something else, which would index a range image of that many lines
+        other = sweep[:3].copy()
+        other[0, 4] = ring
+        with pytest.raises(ValueError, match="column 4 of a sweep is the ring"):
+            build_occupancy(other, None, lidar2ego())
     with pytest.raises(ValueError, match="not in 'world'"):
         build_occupancy(sweep, None, lidar2ego(), *NYUV2)
     with pytest.raises(ValueError, match="has no class 'driveable_surface'"):

@@ -1,11 +1,10 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
-from syntheocc.occupancy import pictures
+from syntheocc.occupancy import GridSpec, OccupancyGrid, PlaneSpec, SemanticMPI, pictures
 from syntheocc.occupancy.taxonomy import taxonomy_named
+from syntheocc.occupancy.transforms import pose_from_quaternion
 
 TAXONOMY = taxonomy_named("syntheocc")
 
@@ -27,6 +26,10 @@ def test_as_picture_takes_what_models_and_files_give():
         pictures.as_picture(np.full((2, 4, 3), 200.0))
     with pytest.raises(ValueError, match="shape"):
         pictures.as_picture(np.zeros((2, 4, 7), dtype=np.uint8))
+    with pytest.raises(ValueError, match="uint8 .0..255., got int64"):  # a dark one would pass for [0, 1]
+        pictures.as_picture(np.ones((2, 4, 3), dtype=np.int64))
+    with pytest.raises(ValueError, match="needs pixels"):
+        pictures.as_picture(np.zeros((0, 4, 3)))
 
 
 def test_palette_picture_uses_the_published_colours():
@@ -34,6 +37,10 @@ def test_palette_picture_uses_the_published_colours():
     assert colors[0].tolist() == [[0, 0, 0], [255, 158, 0], [0, 207, 191], list(pictures.UNKNOWN_COLOR)]
     with pytest.raises(ValueError, match="class id 40"):
         pictures.palette_picture(np.array([40], dtype=np.uint8), TAXONOMY)
+    with pytest.raises(ValueError, match="class id -1"):
+        pictures.palette_picture(np.array([-1]), TAXONOMY)
+    with pytest.raises(ValueError, match="float64"):
+        pictures.palette_picture(np.array([1.0]), TAXONOMY)
 
 
 def test_overlay_blends_only_where_a_label_is():
@@ -60,8 +67,8 @@ def test_contact_sheet_and_strip_have_the_size_of_their_tiles():
 
 
 def bev_grid(labels, grid2ego=None):
-    spec = SimpleNamespace(lower=(0.0, 0.0, -1.0), voxel_size=(1.0, 1.0, 1.0))
-    return SimpleNamespace(labels=torch.as_tensor(labels), spec=spec, taxonomy=TAXONOMY, grid2ego=grid2ego)
+    frame = "ego" if grid2ego is None else "lidar"
+    return OccupancyGrid(labels, GridSpec((0.0, 0.0, -1.0), 1.0, labels.shape, frame), TAXONOMY, grid2ego)
 
 
 def test_bev_shows_the_topmost_voxel_with_forward_up_and_left_left():
@@ -87,17 +94,30 @@ def test_bev_turns_a_lidar_grid_so_that_forward_is_up():
     assert picture[0, 0].tolist() == [0, 207, 191]
 
 
+def test_bev_of_a_grid_that_hangs_upside_down_or_askew():
+    labels = np.zeros((2, 2, 3), dtype=np.uint8)
+    labels[0, 0] = [1, 0, 11]
+    flipped = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))  # z down, y right: voxel 0 is on top
+    assert pictures.bev_picture(bev_grid(labels, flipped), shade=False)[1, 0].tolist() == [255, 158, 0]
+    askew = pose_from_quaternion([0, 0, 0], torch.tensor([0.8, 0.9, 0.0, 0.7]) / 1.94**0.5)
+    with pytest.raises(ValueError, match="not near the ego axes"):
+        pictures.bev_picture(bev_grid(labels, askew))
+
+
 def test_condition_pictures_darken_with_the_plane():
-    mpi = SimpleNamespace(
+    mpi = SemanticMPI(
+        labels=torch.zeros(1, 256, 1, 3, dtype=torch.uint8),
         nearest=torch.tensor([[[11, 11, 0]]], dtype=torch.uint8),
         nearest_plane=torch.tensor([[[0, 255, 0]]], dtype=torch.int16),
         taxonomy=TAXONOMY,
-        planes=SimpleNamespace(num_planes=256),
+        planes=PlaneSpec(),
+        pixel_origin="center",
+        names=("CAM_FRONT",),
     )
     near, far, free = pictures.condition_pictures(mpi)[0][0].tolist()
     assert near == [0, 207, 191] and far == [0, round(207 * 0.35), round(191 * 0.35)] and free == [0, 0, 0]
     with pytest.raises(ValueError, match="index it"):
-        pictures.condition_pictures(SimpleNamespace(nearest=mpi.nearest[None]))
+        pictures.condition_pictures(SemanticMPI.stack([mpi]))
 
 
 def test_saved_pictures_come_back_and_leave_nothing_else(tmp_path):
