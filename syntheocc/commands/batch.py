@@ -61,6 +61,7 @@ def run_samples(
     ranks: Ranks,
     description: str,
     settings: tuple[Path, Mapping[str, Any]],
+    unreadable: Mapping[str, str] | None = None,
 ) -> Tally:
     """Make every sample that is not there yet; call it on all ranks, inside `ranks.group()`.
 
@@ -72,6 +73,7 @@ def run_samples(
         ranks: the process's place; each rank takes its share.
         description: shown before the progress bar of the main rank.
         settings: where the settings are written down before the first sample (see `check_settings`), and what.
+        unreadable: token -> reason of the samples that are lost already; they count as failed.
 
     Returns:
         The tally over all ranks, on every rank.
@@ -97,9 +99,8 @@ def run_samples(
     parts = ranks.gather((made, skipped, failed))
     merged = {token: reason for _, _, reasons in parts for token, reason in reasons.items()}
     order = [frame.token for frame in frames if frame.token in merged]
-    return Tally(
-        sum(part[0] for part in parts), sum(part[1] for part in parts), {token: merged[token] for token in order}
-    )
+    lost = dict(unreadable or {}) | {token: merged[token] for token in order}
+    return Tally(sum(part[0] for part in parts), sum(part[1] for part in parts), lost)
 
 
 def print_summary(tally: Tally, what: str, where: Path | str) -> None:

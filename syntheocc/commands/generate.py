@@ -107,7 +107,7 @@ def run(config: GenerateConfig) -> int:
     ranks = Ranks.from_environment()
     if ranks.is_main and ignored_flags(config):
         print(f"ignored, because only training uses them: {' '.join(ignored_flags(config))}")
-    frames = config.read_frames()
+    frames, unreadable = config.read_frames()
     if config.occ_kind == "mpi":
         _mpi_folder(config)
     elif config.occ_kind != "lidar":
@@ -120,7 +120,9 @@ def run(config: GenerateConfig) -> int:
     unfinished = any(not outputs.is_done(frame) for frame in ranks.share(frames))
     maker = _SampleMaker(config, load_pipeline(config, ranks), outputs) if unfinished else None
     with ranks.group():
-        tally = run_samples(frames, outputs.is_done, maker, ranks, "street views", (settings_file, settings))
+        tally = run_samples(
+            frames, outputs.is_done, maker, ranks, "street views", (settings_file, settings), unreadable
+        )
         if ranks.is_main:
             outputs.write_manifest(frames, settings, tally)
             print_summary(tally, "six views each" if len(frames[0].cameras) == 6 else "the views", outputs.root)

@@ -82,7 +82,7 @@ def run(config: MPIConfig) -> int:
     from syntheocc.occupancy.data.mpi_files import mpi_file_names, write_mpi_files
 
     ranks = Ranks.from_environment()
-    frames = config.read_frames()
+    frames, unreadable = config.read_frames()
     if config.occ_kind != "lidar":
         config.occupancy_root(config.occ_kind)
     device = _device(config.device, ranks.local_rank)
@@ -119,7 +119,7 @@ def run(config: MPIConfig) -> int:
     if ranks.world > 1 and device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // ranks.world))
     with ranks.group():
-        tally = run_samples(frames, is_done, make, ranks, "MPIs", (target / SETTINGS_FILE, settings))
+        tally = run_samples(frames, is_done, make, ranks, "MPIs", (target / SETTINGS_FILE, settings), unreadable)
     if ranks.is_main:
         print_summary(tally, "the MPI files", target)
     return tally.status

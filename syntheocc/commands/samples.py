@@ -80,8 +80,8 @@ class SampleConfig:
             )
         return paths
 
-    def read_frames(self) -> list["Frame"]:
-        """All key frames, each token once, in the files' order.
+    def read_frames(self) -> tuple[list["Frame"], dict[str, str]]:
+        """All key frames, each token once, in the files' order; and token -> reason of the samples that are damaged.
 
         Raises:
             ValueError: a file that is missing or cannot be read, or no sample at all.
@@ -91,16 +91,18 @@ class SampleConfig:
         from syntheocc.occupancy.data.nuscenes_frames import frames_from_tables
 
         frames: dict[str, Frame] = {}
+        unreadable: dict[str, str] = {}
         paths = self.info_paths()
         for path in paths:
             if path.is_dir():
-                found = frames_from_tables(NuScenesTables(path, self.dataroot_path))
+                found = frames_from_tables(NuScenesTables(path, self.dataroot_path), unreadable=unreadable)
             else:
-                found = read_infos(path, self.dataroot_path)
+                found = read_infos(path, self.dataroot_path, unreadable=unreadable)
             frames |= {frame.token: frame for frame in found}
         if not frames:
-            raise ValueError(f"{', '.join(map(str, paths))}: no samples in it")
-        return list(frames.values())[: self.max_samples]
+            reasons = "".join(f"; {reason}" for reason in list(unreadable.values())[:3])
+            raise ValueError(f"{', '.join(map(str, paths))}: no samples in it{reasons}")
+        return list(frames.values())[: self.max_samples], unreadable
 
     def occupancy_root(self, kind: OccupancyKind) -> Path:
         """Where the label files of `kind` begin.

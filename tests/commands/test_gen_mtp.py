@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 
@@ -5,6 +7,7 @@ from syntheocc.commands import exit_status
 from syntheocc.commands.mpi import SETTINGS_FILE, MPIConfig, run
 from syntheocc.engine.files import read_json
 from syntheocc.engine.flags import parse_flags
+from syntheocc.engine.unpickling import safe_load
 from syntheocc.occupancy import NUSCENES_CAMERAS, PlaneSpec, render_mpi, taxonomy_named
 from syntheocc.occupancy.data.mpi_files import read_mpi_files
 
@@ -52,6 +55,21 @@ def test_two_ranks_write_every_sample_once_and_one_goes_on_where_they_stopped(ti
     assert "of 1 sample to" in said and "2 were there already" in said
     assert written(tiny_dataset) == expected(tiny_dataset, [0, 1, 2])
     assert all(path.stat().st_mtime_ns == before[path] for path in before), "a finished sample was made again"
+
+
+def test_a_sample_with_a_damaged_camera_is_listed_and_the_rest_is_written(tiny_dataset, capsys):
+    infos = safe_load(tiny_dataset.info)
+    infos["data_list"][1]["images"]["CAM_BACK"]["cam2img"][0][0] = np.nan
+    tiny_dataset.info.write_bytes(pickle.dumps(infos))
+    assert run(config(tiny_dataset)) == 1
+    said = capsys.readouterr().out
+    assert "of 2 samples to" in said and "1 failed" in said
+    assert f"failed: token1: {tiny_dataset.info}, sample 1 (token1): CAM_BACK: camera intrinsics hold NaN" in said
+    assert written(tiny_dataset) == expected(tiny_dataset, [0, 2])
+    infos["data_list"] = infos["data_list"][1:2]
+    tiny_dataset.info.write_bytes(pickle.dumps(infos))
+    with pytest.raises(ValueError, match="no samples in it; .*CAM_BACK: camera intrinsics hold NaN"):
+        run(config(tiny_dataset))
 
 
 def test_files_hold_what_render_mpi_gives(tiny_dataset):

@@ -227,12 +227,17 @@ def ordered_cameras(names: Iterable[str]) -> list[str]:
 
 
 @contextmanager
-def about(what: str) -> Iterator[None]:
-    """Put what they are about (a file, a sample, a camera) before the ValueErrors of a block."""
+def about(what: str, token: str = "", unreadable: dict[str, str] | None = None) -> Iterator[None]:
+    """Put what they are about (a file, a sample, a camera) before the ValueErrors of a block.
+
+    With `unreadable` the message is kept there under `token`, and nothing is raised.
+    """
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
+        if unreadable is None:
+            raise ValueError(f"{what}: {error}") from error
+        unreadable[token] = f"{what}: {error}"
 
 
 def plain_name(name: str, what: str) -> str:

@@ -42,6 +42,7 @@ def read_infos(
     cameras: Sequence[str] | None = None,
     image_size: tuple[int, int] = IMAGE_SIZE,
     box_layout: str = "auto",
+    unreadable: dict[str, str] | None = None,
 ) -> list[Frame]:
     """Key frames of an info pickle, in time order.
 
@@ -55,6 +56,8 @@ def read_infos(
         image_size: (height, width) pixels of pictures whose size the infos do not say.
         box_layout: "lwh_yaw" (mmdetection3d 1.0 and later: x y z l w h yaw), "wlh_rot" (before: x y z w l h and
             -yaw - pi/2), or "auto": told by which of the two columns is longer on the vehicles.
+        unreadable: where a sample that is no valid frame goes (token -> reason) for a job that does without it; left
+            out, it is an error.
 
     Returns:
         Frames, their boxes in ego (upright in the lidar frame, as the infos store them).
@@ -83,7 +86,8 @@ def read_infos(
         infos = tqdm(infos, desc=f"reading {Path(path).name}", unit="sample")
     frames = []
     for i, info in enumerate(infos):
-        with about(f"{path}, sample {i} ({info.get('token', 'without token')})"):
+        token = str(info.get("token", f"sample {i} without token"))
+        with about(f"{path}, sample {i} ({token})", token, unreadable):
             frames.append(read(_Reader(info, locate, cameras, image_size)))
     return sorted(frames, key=lambda frame: frame.timestamp_us)
 

@@ -71,13 +71,18 @@ def frames_from_tables(
     tables: NuScenesTables,
     wanted: Callable[[dict], bool] | None = None,
     cameras: Sequence[str] = NUSCENES_CAMERAS,
+    unreadable: dict[str, str] | None = None,
 ) -> list[Frame]:
-    """The frames of the sample rows for which `wanted(row)` holds; see `read_nuscenes`."""
+    """The frames of the sample rows for which `wanted(row)` holds; see `read_nuscenes`.
+
+    With `unreadable` a sample that is no valid frame goes there (token -> reason) and is no error.
+    """
     locate = ImageLocator(tables.root)
     frames = []
     for sample in tables.table("sample"):
         if wanted is None or wanted(sample):
-            with about(f"{tables.folder}, sample {sample.get('token', 'without token')}"):
+            token = str(sample.get("token", "without token"))
+            with about(f"{tables.folder}, sample {token}", token, unreadable):
                 frames.append(_frame(tables, locate, sample, cameras))
     return frames
 

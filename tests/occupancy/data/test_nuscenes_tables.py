@@ -6,7 +6,7 @@ import torch
 
 from syntheocc.occupancy.cameras import NUSCENES_CAMERAS
 from syntheocc.occupancy.data.nuscenes import TABLE_NAMES, read_tables, write_tables
-from syntheocc.occupancy.data.nuscenes_frames import read_nuscenes, write_nuscenes
+from syntheocc.occupancy.data.nuscenes_frames import frames_from_tables, read_nuscenes, write_nuscenes
 
 
 @pytest.fixture
@@ -94,6 +94,9 @@ def test_what_is_missing_is_named(tables_root):
     edit(tables_root, "sample_data", lambda rows: [row.update(height=0) for row in rows])
     with pytest.raises(ValueError, match="v1.0-hand, sample sample0: CAM_FRONT_LEFT: an image needs whole pixels"):
         read_nuscenes(tables_root)
+    unreadable = {}
+    assert frames_from_tables(read_tables(tables_root), unreadable=unreadable) == []
+    assert "whole pixels" in unreadable["sample0"]
     edit(tables_root, "calibrated_sensor", lambda rows: [row.update(translation=[1, 2]) for row in rows])
     with pytest.raises(ValueError, match="sample sample0: a translation must be three finite metres"):
         read_nuscenes(tables_root)
