@@ -249,6 +249,11 @@ def test_bad_arguments_are_named():
         render_mpi([grid] * 2, [rig] * 3, 2, 2)
     with pytest.raises(ValueError, match="grid must be a OccupancyGrid or a non-empty list of them, got nothing"):
         render_mpi([], rig, 2, 2)
+    with pytest.raises(ValueError, match="grid must be .* got \\['NoneType'\\]"):
+        render_mpi(None, rig, 2, 2)
+    for counts in ({"num_planes": 2.5}, {"groups": 96.0}):
+        with pytest.raises(ValueError, match="must be a whole number"):
+            PlaneSpec(**counts)
     with pytest.raises(ValueError, match="grid must be .* got \\['Tensor'\\]"):
         render_mpi([grid.labels], rig, 2, 2)
     with pytest.raises(ValueError, match="same cameras"):

@@ -2,8 +2,8 @@
 
 Plane ``d`` of a view holds, for every cell, the class of the voxel that the cell's ray reaches at the plane's depth
 (specs/syntheocc.md 1; z-depth for pinholes, distance along the ray for fisheye and unified cameras). It is a lookup,
-not a
-ray casting: what lies behind a wall is in the planes too, and the encoder sees it.
+not a ray casting: what lies behind a wall is in the planes too, and the encoder sees it.
+
 Legend: B frames, V views, S samples of a cell, D planes or groups of planes, h w cells, X Y Z voxels.
 """
 
@@ -34,7 +34,8 @@ class PlaneSpec:
             one.
 
     Raises:
-        ValueError: no planes, a depth that is not positive, or more groups than planes.
+        ValueError: no planes, a depth that is not positive, more groups than planes, or a number of either that is not
+            whole.
 
     Example:
         >>> PlaneSpec().depths()[[0, -1]]
@@ -49,6 +50,10 @@ class PlaneSpec:
     groups: int | None = None
 
     def __post_init__(self):
+        for name in ("num_planes", "groups"):
+            count = getattr(self, name)
+            if count is not None and not isinstance(count, int | np.integer):
+                raise ValueError(f"{name} must be a whole number, got {count!r}")
         if not 1 <= self.num_planes <= 32767:
             raise ValueError(f"num_planes must lie in 1..32767 (plane indices are int16), got {self.num_planes}")
         if not (0 < self.near < float("inf") and 0 < self.step < float("inf")):
@@ -261,8 +266,8 @@ def _paired(
     grid: OccupancyGrid | Sequence[OccupancyGrid], rig: CameraRig | Sequence[CameraRig]
 ) -> tuple[list[OccupancyGrid], list[CameraRig]]:
     """Both arguments as lists of one length."""
-    grids = [grid] if isinstance(grid, OccupancyGrid) else list(grid)
-    rigs = [rig] if isinstance(rig, CameraRig) else list(rig)
+    grids = list(grid) if isinstance(grid, Sequence) else [grid]
+    rigs = list(rig) if isinstance(rig, Sequence) else [rig]
     for name, values, kind in (("grid", grids, OccupancyGrid), ("rig", rigs, CameraRig)):
         wrong = [type(value).__name__ for value in values if not isinstance(value, kind)]
         if wrong or not values:

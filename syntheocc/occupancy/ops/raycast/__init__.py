@@ -4,13 +4,11 @@ The traversal is Amanatides and Woo's, with the rules of the published RayIoU ca
 a metric is only comparable when rays on an edge go the same way. Directions have unit length, ``t`` is in voxels:
 
 * A ray starts in voxel ``trunc(origin)`` (towards zero, so an origin less than one voxel below the grid starts in its
-first
-  layer) and steps by +1 on an axis whose direction is >= 0, else by -1.
+  first layer) and steps by +1 on an axis whose direction is >= 0, else by -1.
 * ``t`` of an axis starts at (next face - origin) / direction and grows by 1 / abs(direction) a step; both are the
   largest float64 where the direction is 0. The axis with the smallest ``t`` steps; of equal ones z before y before x.
 * Inside the grid each visited voxel is recorded with the ``t`` at which the ray leaves it. The first occupied one is
-the hit,
-  the origin's own voxel included; without one the result is the last voxel before the ray left the grid.
+  the hit, the origin's own voxel included; without one the result is the last voxel before the ray left the grid.
 * A ray that never enters, or has not within 1001 steps, gives ``t = -1`` and voxel (0, 0, 0).
 
 Implementations of one signature: `reference` (torch, all rays a step at a time, any device) and `numba` (CPU). They
