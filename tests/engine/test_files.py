@@ -60,6 +60,7 @@ def test_damaged_numpy_files_are_named(tmp_path, damage, name):
         files.read_npy(path) if name == "a.npy" else files.read_npz(path, ["semantics"])
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # a flipped dtype may be one that numpy gave up
 @pytest.mark.parametrize("name", ["a.npy", "a.npz"])
 def test_flipped_bits_are_a_value_error_or_harmless(tmp_path, name):
     # zlib, zipfile, numpy's header parser and the allocator each complain in their own way

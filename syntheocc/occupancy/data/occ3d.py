@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from syntheocc.engine.files import atomic_write_npz, read_npz
-from syntheocc.occupancy.data.frames import Frame
+from syntheocc.occupancy.data.frames import Frame, about
 from syntheocc.occupancy.grids import OCC3D_NUSCENES, OPENOCC_V2, OccupancyGrid, Preset
 
 __all__ = ["Occ3DLabels", "occ3d_path", "read_occ3d", "write_occ3d"]
@@ -54,10 +54,8 @@ def read_occ3d(path: str | os.PathLike, preset: Preset = OCC3D_NUSCENES) -> Occ3
                 f"{path}: {name} has shape {list(arrays[name].shape)}, want {list(preset.spec.shape)} [x, y, z]; "
                 "is the file of another dataset?"
             )
-    try:
+    with about(str(path)):
         grid = OccupancyGrid(arrays["semantics"], *preset)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
     masks = {}
     for name in ("mask_lidar", "mask_camera"):
         if name in arrays:

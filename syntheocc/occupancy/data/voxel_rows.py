@@ -8,10 +8,10 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from syntheocc.engine.files import atomic_write_npy, read_npy
+from syntheocc.occupancy.data.frames import about
 from syntheocc.occupancy.grids import GridSpec, OccupancyGrid
 from syntheocc.occupancy.taxonomy import UNKNOWN, Taxonomy
 
@@ -40,8 +40,8 @@ def read_rows(
         zero_is_noise: class 0 in the file is noise and becomes 255 (else it is the table's class 0).
 
     Raises:
-        ValueError: truncated file, wrong shape or type, an index outside the grid, an unknown class id. Where a voxel
-            has several rows, the last one counts.
+        ValueError: truncated file, wrong shape or type, an index outside the grid, an unknown class id, a pose that is
+            none. Where a voxel has several rows, the last one counts.
     """
     rows = read_npy(path)
     if rows.ndim != 2 or rows.shape[1] != 4:
@@ -69,7 +69,9 @@ def read_rows(
         )
     labels = np.full(spec.shape, taxonomy.free, dtype=np.uint8)
     labels[tuple(index.T)] = np.where((classes == 0) & zero_is_noise, UNKNOWN, classes)
-    return OccupancyGrid(torch.from_numpy(labels), spec, taxonomy, grid2ego)
+    with about(str(path)):
+        grid = OccupancyGrid(labels, spec, taxonomy, grid2ego)
+    return grid
 
 
 def write_rows(

@@ -13,7 +13,7 @@ from syntheocc.occupancy.data.occupancy_files import (
     write_occupancy,
 )
 from syntheocc.occupancy.data.openoccupancy import read_openoccupancy
-from syntheocc.occupancy.data.surroundocc import SURROUNDOCC_FINE, read_surroundocc
+from syntheocc.occupancy.data.surroundocc import SURROUNDOCC_FINE, read_surroundocc, write_surroundocc
 from syntheocc.occupancy.data.syntheocc import read_syntheocc
 from syntheocc.occupancy.grids import OCC3D_NUSCENES, OPENOCC_V2, SYNTHEOCC_COARSE, OccupancyGrid
 
@@ -84,6 +84,27 @@ def test_every_kind_round_trips(tmp_path, kind):
 def test_bad_rows_are_named(tmp_path, rows, words):
     with pytest.raises(ValueError, match=f"bad.npy: .*{words}"):
         read_syntheocc(save(tmp_path / "bad.npy", rows, None), POSE)
+
+
+def test_a_bad_pose_is_named_with_the_file(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((0, 4), np.int64))
+    for pose in (None, np.eye(3), np.full((4, 4), np.nan)):
+        with pytest.raises(ValueError, match="a.npy: .*grid2ego"):
+            read_surroundocc(tmp_path / "a.npy", pose)
+
+
+def test_grids_of_another_kind_are_not_written(tmp_path):
+    occ3d = OccupancyGrid(torch.full((200, 200, 16), 17, dtype=torch.uint8), *OCC3D_NUSCENES)
+    labels = torch.zeros(200, 200, 16, dtype=torch.uint8)
+    coarse = OccupancyGrid(labels, *SYNTHEOCC_COARSE, torch.eye(4))
+    for grid, write, words in (
+        (occ3d, write_surroundocc, "resample the grid first"),
+        (coarse, write_surroundocc, r"grid.map_to\(taxonomy_named\('surroundocc'\)\)"),
+        (coarse, write_occ3d, "resample or map it first"),
+    ):
+        with pytest.raises(ValueError, match=f"x: .*{words}"):
+            write(grid, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 def test_bad_npy_files_are_named(tmp_path):
