@@ -57,7 +57,7 @@ class MPIControlNetModel(StrictLoadingMixin, ControlNetModel):
 
     """
 
-    _repeated_blocks = ["BasicTransformerBlock"]
+    _repeated_blocks = ["BasicTransformerBlock", "FusedTransformerBlock"]
     _accepted_class_names = ("MPIControlNetModel", "ControlNetModel1x1")
 
     @takes_arguments_of(ControlNetModel.__init__)

@@ -46,7 +46,7 @@ class MultiviewUNet2DConditionModel(StrictLoadingMixin, UNet2DConditionModel):
 
     """
 
-    _repeated_blocks = ["MultiviewTransformerBlock"]
+    _repeated_blocks = ["MultiviewTransformerBlock", "FusedMultiviewTransformerBlock"]
     _no_split_modules = [
         "MultiviewTransformerBlock" if name == "BasicTransformerBlock" else name
         for name in UNet2DConditionModel._no_split_modules

@@ -5,10 +5,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from syntheocc.models import NeighborLinks
+from syntheocc.models import MPIControlNetModel, MultiviewUNet2DConditionModel, NeighborLinks
 from syntheocc.models.channels_last import to_channels_last, to_contiguous
 from syntheocc.pipelines.graphs import RecordedCall, signature, weight_addresses
 from syntheocc.pipelines.solver import LinearSolver, is_linear
@@ -25,7 +26,13 @@ ATTENTION_ORDER = [
 class FastPathMixin:
     """`enable_fast_path`, `disable_fast_path`, and how the networks run in a denoising step."""
 
+    unet: MultiviewUNet2DConditionModel
+    controlnet: MPIControlNetModel
+    vae: AutoencoderKL
+    scheduler: Any
+
     _fast_path = False
+    _compiled = False
     _recordings: dict[tuple, RecordedCall] | None = None
     _recorded_weights: int | None = None
     _recordable = False
@@ -53,6 +60,7 @@ class FastPathMixin:
         self.disable_fast_path()
         for model in (self.unet, self.controlnet, self.vae):
             to_channels_last(model)
+        self._compiled = compile
         if compile:
             # Not the VAE: its fused eager form is as fast, and compiling it takes half a minute.
             self.unet.compile(**compile_options)
@@ -64,8 +72,10 @@ class FastPathMixin:
         """Back to the plain path: diffusers' own modules, NCHW, torch's choice of attention, nothing compiled."""
         if not self._fast_path:
             return
-        for model in (self.unet, self.controlnet):
-            model._compiled_call_impl = None
+        if self._compiled:
+            for model in (self.unet, self.controlnet):
+                model._compiled_call_impl = None
+            self._compiled = False
         for model in (self.unet, self.controlnet, self.vae):
             to_contiguous(model)
         self._recordings = None
@@ -98,13 +108,14 @@ class FastPathMixin:
 
         A replayed recording with `enable_fast_path(cuda_graph=True)`. Returns `[branches*B, C, h, w]`.
         """
-        if not self._may_record(sample, attention_kwargs):
+        recordings = self._recordings
+        if recordings is None or not self._may_record(sample, attention_kwargs):
             return self._run_networks(sample, timestep, text, condition, attention_kwargs, conditioning_scale)
         tensors = [sample, timestep, text, condition]
         for links in attention_kwargs.values():
             tensors.extend(links)
 
-        def run(sample: Tensor, timestep: Tensor, text: Tensor, condition: Tensor, *flat: Tensor | None) -> Tensor:
+        def run(sample: Tensor, timestep: Tensor, text: Tensor, condition: Tensor, *flat: Any) -> Tensor:
             width = len(NeighborLinks._fields)
             linked = {
                 name: NeighborLinks(*flat[k * width : (k + 1) * width]) for k, name in enumerate(attention_kwargs)
@@ -112,9 +123,9 @@ class FastPathMixin:
             return self._run_networks(sample, timestep, text, condition, linked, conditioning_scale)
 
         key = (signature(tensors), tuple(attention_kwargs), conditioning_scale)
-        if key not in self._recordings:
-            self._recordings[key] = RecordedCall(run, tensors)
-        return self._recordings[key](tensors)
+        if key not in recordings:
+            recordings[key] = RecordedCall(run, tensors)
+        return recordings[key](tensors)
 
     def make_step(
         self, latents: Tensor, step_kwargs: dict[str, Any], callback: bool
@@ -131,7 +142,7 @@ class FastPathMixin:
         )[0]
 
     def _may_record(self, sample: Tensor, attention_kwargs: dict[str, Any]) -> bool:
-        if self._recordings is None or not self._recordable or not sample.is_cuda or torch.is_grad_enabled():
+        if not self._recordable or not sample.is_cuda or torch.is_grad_enabled():
             return False
         return all(isinstance(value, NeighborLinks) for value in attention_kwargs.values())
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from syntheocc.models import MPIControlNetModel, MultiviewUNet2DConditionModel
-from syntheocc.pipelines.conditions import Conditions, check_source, condition_spec, gather_conditions
+from syntheocc.pipelines.conditions import Conditions, gather_conditions
 from syntheocc.pipelines.prompts import check_embeds, count_prompts, spread_prompts
+from syntheocc.pipelines.sources import MPISource, condition_spec
 
 if TYPE_CHECKING:
     from syntheocc.pipelines.pipeline_syntheocc import SyntheOccPipeline
@@ -135,7 +136,7 @@ def check_call(
     height, width = _check_size(pipe, conditions, height, width)
     spec, factor = condition_spec(pipe.controlnet), pipe.vae_scale_factor
     for source in conditions.sources:
-        check_source(source, spec, height // factor, width // factor)
+        source.check(spec, height // factor, width // factor)
     if isinstance(generator, (list, tuple)) and len(generator) not in {samples, samples * num_images_per_prompt}:
         raise ValueError(
             f"{len(generator)} generators, {samples} samples x {num_images_per_prompt} pictures a prompt: give one, "
@@ -190,7 +191,7 @@ def _check_texts(pipe, prompt, prompt_embeds, negative_prompt, negative_prompt_e
 
 def _check_size(pipe, conditions: Conditions, height: int | None, width: int | None) -> tuple[int, int]:
     factor = pipe.vae_scale_factor
-    given = next((source.mpi for source in conditions.sources if source.mpi is not None), None)
+    given = next((source.mpi for source in conditions.sources if isinstance(source, MPISource)), None)
     if given is None:
         default = default_size(pipe)
     else:

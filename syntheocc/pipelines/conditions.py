@@ -11,79 +11,8 @@ from torch import Tensor
 
 from syntheocc.occupancy.cameras import CameraRig
 from syntheocc.occupancy.grids import OccupancyGrid
-from syntheocc.occupancy.rendering.mpi import PlaneSpec, SemanticMPI, render_mpi
-from syntheocc.occupancy.taxonomy import TAXONOMIES, Taxonomy
-
-
-@dataclass(frozen=True)
-class ConditionSpec:
-    """What a condition must look like for one ControlNet; read from its config.
-
-    Attributes:
-        planes: where the planes lie.
-        pixel_origin: "center" or "corner".
-        samples_per_cell: rays a latent pixel.
-        taxonomy_name: of the class table.
-        taxonomy: the table, None for one that this package does not know: a grid must then bring one of that name.
-    """
-
-    planes: PlaneSpec
-    pixel_origin: str
-    samples_per_cell: int
-    taxonomy_name: str
-    taxonomy: Taxonomy | None
-
-
-def condition_spec(controlnet: Any) -> ConditionSpec:
-    """Read the spec from an `MPIControlNetModel`."""
-    config = controlnet.config
-    return ConditionSpec(
-        planes=controlnet.plane_spec,
-        pixel_origin=config.pixel_origin,
-        samples_per_cell=config.samples_per_cell,
-        taxonomy_name=config.taxonomy,
-        taxonomy=TAXONOMIES.get(config.taxonomy),
-    )
-
-
-@dataclass(frozen=True)
-class Source:
-    """Condition of one frame: a grid seen by a rig, or an MPI rendered before (its rig only gives the neighbours)."""
-
-    grid: OccupancyGrid | None
-    rig: CameraRig | None
-    mpi: SemanticMPI | None
-
-    @property
-    def num_views(self) -> int:
-        """V."""
-        return len(self.rig) if self.mpi is None else self.mpi.nearest.shape[-3]
-
-    @property
-    def view_names(self) -> tuple[str, ...]:
-        """Camera names in view order."""
-        return tuple(self.rig.names) if self.mpi is None else self.mpi.names
-
-    def render(self, spec: ConditionSpec, height: int, width: int, device: torch.device) -> SemanticMPI:
-        """The MPI `[V, D, h, w]` on `device`; an MPI given is passed on, a grid is mapped to the spec's taxonomy."""
-        if self.mpi is not None:
-            return self.mpi.to(device)
-        return render_mpi(
-            self.grid.to(device),
-            self.rig,
-            height,
-            width,
-            planes=spec.planes,
-            pixel_origin=spec.pixel_origin,
-            samples_per_cell=spec.samples_per_cell,
-            taxonomy=spec.taxonomy,
-        )
-
-    def neighbors(self, num: int = 2) -> Tensor:
-        """`[V, K]` long, -1 where a view has fewer: from the rig, else a ring over the order of the views."""
-        table = self.rig.neighbors(num) if self.rig is not None else ring_neighbors(self.num_views)
-        # A column of padding costs a whole attention and changes nothing: a single camera has no neighbour at all.
-        return table[:, (table >= 0).any(dim=0)]
+from syntheocc.occupancy.rendering.mpi import SemanticMPI
+from syntheocc.pipelines.sources import GridSource, MPISource, Source
 
 
 @dataclass(frozen=True)
@@ -107,7 +36,7 @@ class Conditions:
     @property
     def num_views(self) -> int:
         """V."""
-        return self.sources[0].num_views
+        return len(self.sources[0].view_names)
 
     def flat_index(self, copies: int = 1) -> list[int]:
         """Source of each frame of the batch, `[S*copies*F]`."""
@@ -135,20 +64,6 @@ class Conditions:
         return picked if self.video else picked[0]
 
 
-def ring_neighbors(num_views: int) -> Tensor:
-    """`[V, 2]`: view i sees i-1 and i+1, around the ring; -1 where a rig of one or two cameras has fewer.
-
-    The order of the six nuScenes cameras (`NUSCENES_CAMERAS`) is such a ring.
-    """
-    if num_views == 1:
-        return torch.full((1, 2), -1)
-    views = torch.arange(num_views)
-    table = torch.stack([(views - 1) % num_views, (views + 1) % num_views], dim=1)
-    if num_views == 2:
-        table[:, 1] = -1
-    return table
-
-
 def gather_conditions(occupancy: Any, cameras: Any, mpi: Any, num_prompts: int | None) -> Conditions:
     """Sort the caller's `occupancy`, `cameras` and `mpi` into frames; `num_prompts` is S when prompts are a list.
 
@@ -162,7 +77,7 @@ def gather_conditions(occupancy: Any, cameras: Any, mpi: Any, num_prompts: int |
         raise ValueError("`occupancy=` needs `cameras=`: the rig through which the grid is seen")
     main = _nest("occupancy", occupancy, OccupancyGrid) if mpi is None else _nest("mpi", _unbatch(mpi), SemanticMPI)
     rigs = None if cameras is None else _nest("cameras", cameras, CameraRig)
-    video = isinstance(main, _Nested) and main.video or (isinstance(rigs, _Nested) and rigs.video)
+    video = main.video or (rigs is not None and rigs.video)
 
     counts = {"prompt": num_prompts, "mpi" if mpi is not None else "occupancy": main.samples}
     counts["cameras"] = None if rigs is None else rigs.samples
@@ -185,58 +100,15 @@ def gather_conditions(occupancy: Any, cameras: Any, mpi: Any, num_prompts: int |
         row = []
         for f in range(frames):
             piece = main.at(s, f)
-            rig = None if rigs is None else rigs.at(s, f)
+            rig: Any = None if rigs is None else rigs.at(s, f)
             key = (id(piece), id(rig))
             if key not in sources:
-                grid, given = (piece, None) if mpi is None else (None, piece)
-                sources[key] = Source(grid=grid, rig=rig, mpi=given)
+                sources[key] = GridSource(piece, rig) if mpi is None else MPISource(piece, rig)
             row.append(list(sources).index(key))
         index.append(tuple(row))
     conditions = Conditions(tuple(sources.values()), tuple(index), video)
     _check_rigs(conditions)
     return conditions
-
-
-def check_mpi(mpi: SemanticMPI, spec: ConditionSpec, height: int, width: int) -> None:
-    """Raise ValueError, with the remedy, when an MPI given by the caller is not what the ControlNet was trained on.
-
-    height, width: latent size.
-    """
-    size = tuple(mpi.nearest.shape[-2:])
-    if size != (height, width):
-        raise ValueError(
-            f"the MPI is {size[0]}x{size[1]} but the latents are {height}x{width}: leave height and width out, or "
-            f"render it with render_mpi(grid, rig, {height}, {width}, ...)"
-        )
-    if mpi.planes != spec.planes:
-        raise ValueError(
-            f"the MPI has {mpi.planes}, the ControlNet reads {spec.planes}; render it with planes= the latter"
-        )
-    if mpi.pixel_origin != spec.pixel_origin:
-        raise ValueError(
-            f"the MPI was sampled with pixel_origin={mpi.pixel_origin!r}, the ControlNet reads {spec.pixel_origin!r}; "
-            "render it with that"
-        )
-    if mpi.taxonomy.name != spec.taxonomy_name:
-        raise ValueError(
-            f"the MPI's taxonomy is {mpi.taxonomy.name!r}, the ControlNet's {spec.taxonomy_name!r}; render it with "
-            f"taxonomy=taxonomy_named({spec.taxonomy_name!r}), or pass occupancy= and cameras= instead"
-        )
-
-
-def check_source(source: Source, spec: ConditionSpec, height: int, width: int) -> None:
-    """Raise ValueError for what rendering or encoding would trip over later."""
-    if source.mpi is not None:
-        check_mpi(source.mpi, spec, height, width)
-        if source.rig is not None and tuple(source.rig.names) != tuple(source.mpi.names):
-            raise ValueError(f"the MPI's cameras are {source.mpi.names}, the rig's {source.rig.names}: give one rig")
-    elif spec.taxonomy is not None:
-        source.grid.taxonomy.mapping_to(spec.taxonomy)
-    elif source.grid.taxonomy.name != spec.taxonomy_name:
-        raise ValueError(
-            f"the ControlNet's taxonomy {spec.taxonomy_name!r} is not one of {sorted(TAXONOMIES)}: give a grid with "
-            f"exactly that taxonomy, not {source.grid.taxonomy.name!r}"
-        )
 
 
 def _check_rigs(conditions: Conditions) -> None:

@@ -34,7 +34,7 @@ class RecordedCall:
     def __call__(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """The function's result for these tensors."""
         for i, (static, tensor) in enumerate(zip(self._static, tensors, strict=True)):
-            if static is not None and tensor is not self._current[i]:
+            if static is not None and tensor is not None and tensor is not self._current[i]:
                 static.copy_(tensor)
                 self._current[i] = tensor
         self._graph.replay()

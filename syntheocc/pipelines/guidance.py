@@ -50,7 +50,10 @@ class Guidance:
 
     def stack(self, positive: Tensor, negative: Tensor | None, axis: int) -> Tensor:
         """Inputs of all branches, `[branches*B, ...]`; axis 0 picks by the text, axis 1 by the MPI."""
-        return torch.cat([positive if branch[axis] else negative for branch in self.branches])
+        picked = [positive if branch[axis] else negative for branch in self.branches]
+        if any(tensor is None for tensor in picked):
+            raise ValueError(f"guidance with text={self.text} and mpi={self.mpi} needs the negative input, got None")
+        return torch.cat([tensor for tensor in picked if tensor is not None])
 
     def combine(self, prediction: Tensor) -> Tensor:
         """Guided prediction `[B, C, h, w]` from the stacked ones `[branches*B, C, h, w]`.

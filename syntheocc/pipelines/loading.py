@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UniPCMultistepScheduler
@@ -12,6 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from syntheocc.models import MPIControlNetModel, MultiviewUNet2DConditionModel, load_released
 from syntheocc.pipelines.checks import check_family
+from syntheocc.pipelines.shim import write_shim
 
 HUB_KWARGS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 #: What a base must hold besides the UNet, and the file by which a local folder is recognised as complete.
@@ -24,6 +25,46 @@ BASE_PARTS = {
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
+class LoadingMixin:
+    """Constructors from other people's folders, and saving; DiffusionPipeline comes after it in a class's bases."""
+
+    @classmethod
+    def from_base(cls, base: str | os.PathLike, **kwargs: Any) -> Self:
+        """Build a fresh pipeline on a stock Stable Diffusion folder or hub id (SD 1.5, 2.1, ...).
+
+        The new layers are zero where they join the base, so before training it draws what the base draws.
+
+        Args:
+            base: folder or id with `vae`, `text_encoder`, `tokenizer`, `unet` and `scheduler`.
+            **kwargs: `dtype`, `variant`, `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`;
+                `unet_kwargs`, a dict for `MultiviewUNet2DConditionModel.from_unet`; all else goes to
+                `MPIControlNetModel.from_unet` (encoder_kind, num_planes, pixel_origin, taxonomy, ...).
+
+        Raises:
+            ValueError: the base cannot be loaded (the message says what to give instead), or is of another family.
+        """
+        return cls(**load_base(base, **kwargs))
+
+    @classmethod
+    def from_original(cls, base: str | os.PathLike, checkpoint: str | os.PathLike, **kwargs: Any) -> Self:
+        """Build the pipeline from weights as SyntheOcc's authors released them.
+
+        Args:
+            base: Stable Diffusion 2.1 folder or id with VAE, text encoder, tokenizer and scheduler config.
+            checkpoint: folder or hub id with the released `controlnet/` and `unet/`.
+            **kwargs: `dtype`, `variant` (of the base), `revision`, `cache_dir`, `token`, `local_files_only`.
+
+        Raises:
+            ValueError: one of the two cannot be loaded; the message says what to give instead.
+        """
+        return cls(**load_original(base, checkpoint, **kwargs))
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save all components, and a `pipeline.py` through which diffusers finds this class with nothing imported."""
+        write_shim(save_directory)
+        super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+
+
 def load_base(
     base: str | os.PathLike,
     dtype: torch.dtype | None = None,
@@ -31,7 +72,7 @@ def load_base(
     unet_kwargs: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """Components of a fresh pipeline on a stock base; see `SyntheOccPipeline.from_base`."""
+    """Components of a fresh pipeline on a stock base; see `LoadingMixin.from_base`."""
     hub = {key: kwargs.pop(key) for key in HUB_KWARGS if key in kwargs}
     check_base(base, (*BASE_PARTS, "unet"))
     check_family(_fetch(base, UNet2DConditionModel.load_config, subfolder="unet", **hub))
@@ -49,7 +90,7 @@ def load_original(
     variant: str | None = None,
     **hub: Any,
 ) -> dict[str, Any]:
-    """Components from a base's frozen parts and a released checkpoint; see `SyntheOccPipeline.from_original`."""
+    """Components from a base's frozen parts and a released checkpoint; see `LoadingMixin.from_original`."""
     unknown = sorted(set(hub) - set(HUB_KWARGS))
     if unknown:
         raise ValueError(f"from_original has no argument {unknown}; it takes dtype, variant and {HUB_KWARGS}")

@@ -5,7 +5,6 @@ Batch order is (branch sample copy frame view): views fastest, branches of the g
 """
 
 import inspect
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,12 +24,12 @@ from syntheocc.models import MPIControlNetModel, MultiviewUNet2DConditionModel, 
 from syntheocc.occupancy import CameraRig, OccupancyGrid, SemanticMPI
 from syntheocc.pipelines.acceleration import FastPathMixin
 from syntheocc.pipelines.checks import check_call, check_components
-from syntheocc.pipelines.conditions import Conditions, condition_spec
+from syntheocc.pipelines.conditions import Conditions
 from syntheocc.pipelines.guidance import Guidance
-from syntheocc.pipelines.loading import load_base, load_original
+from syntheocc.pipelines.loading import LoadingMixin
 from syntheocc.pipelines.pipeline_output import SyntheOccPipelineOutput
 from syntheocc.pipelines.prompts import encode_texts, lora_scale, repeat_embeds, spread_prompts
-from syntheocc.pipelines.shim import write_shim
+from syntheocc.pipelines.sources import condition_spec
 
 logger = logging.get_logger(__name__)
 
@@ -59,7 +58,12 @@ EXAMPLE_DOC_STRING = """
 
 
 class SyntheOccPipeline(
-    DiffusionPipeline, StableDiffusionMixin, StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin, FastPathMixin
+    LoadingMixin,
+    FastPathMixin,
+    DiffusionPipeline,
+    StableDiffusionMixin,
+    StableDiffusionLoraLoaderMixin,
+    TextualInversionLoaderMixin,
 ):
     """Multi-camera street views from 3D semantic occupancy (SyntheOcc, arXiv 2410.00337).
 
@@ -108,44 +112,6 @@ class SyntheOccPipeline(
         )
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
-
-    @classmethod
-    def from_base(cls, base: str | os.PathLike, **kwargs: Any) -> "SyntheOccPipeline":
-        """Build a fresh pipeline on a stock Stable Diffusion folder or hub id (SD 1.5, 2.1, ...).
-
-        The new layers are zero where they join the base, so before training it draws what the base draws.
-
-        Args:
-            base: folder or id with `vae`, `text_encoder`, `tokenizer`, `unet` and `scheduler`.
-            **kwargs: `dtype`, `variant`, `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`;
-                `unet_kwargs`, a dict for `MultiviewUNet2DConditionModel.from_unet`; all else goes to
-                `MPIControlNetModel.from_unet` (encoder_kind, num_planes, pixel_origin, taxonomy, ...).
-
-        Raises:
-            ValueError: the base cannot be loaded (the message says what to give instead), or is of another family.
-        """
-        return cls(**load_base(base, **kwargs))
-
-    @classmethod
-    def from_original(
-        cls, base: str | os.PathLike, checkpoint: str | os.PathLike, **kwargs: Any
-    ) -> "SyntheOccPipeline":
-        """Build the pipeline from weights as SyntheOcc's authors released them.
-
-        Args:
-            base: Stable Diffusion 2.1 folder or id with VAE, text encoder, tokenizer and scheduler config.
-            checkpoint: folder or hub id with the released `controlnet/` and `unet/`.
-            **kwargs: `dtype`, `variant` (of the base), `revision`, `cache_dir`, `token`, `local_files_only`.
-
-        Raises:
-            ValueError: one of the two cannot be loaded; the message says what to give instead.
-        """
-        return cls(**load_original(base, checkpoint, **kwargs))
-
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save all components, and a `pipeline.py` through which diffusers finds this class with nothing imported."""
-        write_shim(save_directory)
-        super().save_pretrained(save_directory, **kwargs)
 
     def enable_xformers_memory_efficient_attention(self, attention_op: Callable | None = None) -> None:
         """Use xformers where it can run; elsewhere keep torch's own attention and say so."""
@@ -477,9 +443,10 @@ class SyntheOccPipeline(
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        if getattr(self, "final_offload_hook", None) is not None:
+        for hook in getattr(self, "_all_hooks", []):
             # The ControlNet is outside the offloading sequence: inside, it would leave the device at every step.
-            self.controlnet.to("cpu")
+            if hook.model is self.controlnet:
+                hook.offload()
         latents = latents.unflatten(0, shape if conditions.video else (shape[0], views))
         pictures = self.decode(latents, output_type)
         self.maybe_free_model_hooks()

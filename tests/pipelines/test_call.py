@@ -14,7 +14,7 @@ from diffusers import (
 )
 
 from syntheocc.occupancy import SemanticMPI, render_mpi
-from syntheocc.pipelines.conditions import condition_spec
+from syntheocc.pipelines.sources import condition_spec
 
 H, W = 32, 48
 
@@ -298,3 +298,15 @@ def test_attention_backend_is_honoured(builders, call, grid, rig):
     pipe.unet.set_attention_backend("_native_math")
     assert close(call(pipe, occupancy=grid, cameras=rig).images, expected)
     assert all(m.attention_backend == "_native_math" for m in pipe.unet.modules() if hasattr(m, "attention_backend"))
+
+
+def test_the_documented_example():
+    import doctest
+    import textwrap
+
+    from syntheocc.pipelines import pipeline_syntheocc as module
+
+    lines = [line for line in textwrap.dedent(module.EXAMPLE_DOC_STRING).splitlines() if "```" not in line]
+    example = doctest.DocTestParser().get_doctest("\n".join(lines), {}, "example", None, 0)
+    assert doctest.DocTestRunner().run(example).failed == 0
+    assert "example_street" in module.SyntheOccPipeline.__call__.__doc__

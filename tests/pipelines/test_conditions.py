@@ -6,7 +6,8 @@ import torch
 from syntheocc.models import MPIControlNetModel
 from syntheocc.models.presets import tiny_components
 from syntheocc.occupancy import OCC3D_NUSCENES, OccupancyGrid, PlaneSpec, SemanticMPI, render_mpi
-from syntheocc.pipelines.conditions import condition_spec, gather_conditions, ring_neighbors
+from syntheocc.pipelines.conditions import gather_conditions
+from syntheocc.pipelines.sources import condition_spec, ring_neighbors
 
 PLANES = PlaneSpec(num_planes=8, near=3.0, step=3.0)
 

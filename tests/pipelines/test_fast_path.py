@@ -68,3 +68,12 @@ def test_recorded_steps_give_the_plain_numbers(builders, call, grid, other_grid,
     again = call(pipe, "a", occupancy=grid, **inputs).images
     assert torch.allclose(still, again, atol=1e-4)
     assert not torch.allclose(again, fast[0], atol=1e-2)
+
+
+def test_blocks_can_be_compiled_by_themselves(builders, call, grid, rig):
+    pipe = builders[0]()
+    plain = call(pipe, occupancy=grid, cameras=rig).images
+    pipe.enable_fast_path()
+    for model in (pipe.unet, pipe.controlnet):
+        model.compile_repeated_blocks(backend="eager", fullgraph=True)
+    assert torch.allclose(call(pipe, occupancy=grid, cameras=rig).images, plain, atol=1e-4)

@@ -209,19 +209,24 @@ def test_lora_of_unet_and_text_encoder(builders, call, grid, rig, tmp_path):
     assert torch.allclose(call(fresh, occupancy=grid, cameras=rig).images, before, atol=1e-5)
 
 
-def test_offloading_moves_the_controlnet_for_its_encoder(builders, call, grid, rig):
-    from accelerate import cpu_offload_with_hook
-
+def test_model_offloading(builders, call, grid, rig):
     pipe = builders[0]()
-    expected = call(pipe, occupancy=grid, cameras=rig).images
-    _, hook = cpu_offload_with_hook(pipe.controlnet, "cpu")
-    moves = []
-    before = pipe.controlnet._hf_hook.pre_forward
+    expected = call(pipe, occupancy=grid, cameras=rig, mpi_guidance_scale=2.0).images
+    pipe.enable_model_cpu_offload(device="cpu")
+    loaded, offloaded = [], []
+    hook = pipe.controlnet._hf_hook
+    before, offload = hook.pre_forward, hook.init_hook
 
-    def counted(module, *args, **kwargs):
-        moves.append(module)
+    def pre_forward(module, *args, **kwargs):
+        loaded.append(module)
         return before(module, *args, **kwargs)
 
-    pipe.controlnet._hf_hook.pre_forward = counted
-    assert torch.equal(call(pipe, occupancy=grid, cameras=rig, num_inference_steps=2).images, expected)
-    assert len(moves) == 1 + 2  # once to encode the condition, once a step
+    def init_hook(module):
+        offloaded.append(module)
+        return offload(module)
+
+    hook.pre_forward, hook.init_hook = pre_forward, init_hook
+    output = call(pipe, occupancy=grid, cameras=rig, mpi_guidance_scale=2.0)
+    assert torch.equal(output.images, expected)
+    assert len(loaded) == 2 + 2  # to encode the condition and the null condition, and once a step
+    assert offloaded[0] is pipe.controlnet  # before the VAE needs its place
