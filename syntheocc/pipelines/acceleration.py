@@ -128,13 +128,14 @@ class FastPathMixin:
         return recordings[key](tensors)
 
     def make_step(
-        self, latents: Tensor, step_kwargs: dict[str, Any], callback: bool
+        self, latents: Tensor, num_steps: int, step_kwargs: dict[str, Any], callback: bool
     ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """The scheduler's step as a function of (prediction, timestep, latents), for one run that starts at `latents`.
 
-        callback: whether somebody else may change the latents between steps.
+        num_steps: of the run; callback: whether somebody else may change the latents between steps.
         """
-        if self._fast_path and not callback and is_linear(self.scheduler):
+        whole_run = num_steps == len(self.scheduler.timesteps)
+        if self._fast_path and whole_run and not callback and is_linear(self.scheduler):
             solver = LinearSolver(self.scheduler, latents)
             return lambda prediction, timestep, latents: solver.step(prediction)
         return lambda prediction, timestep, latents: self.scheduler.step(

@@ -271,7 +271,7 @@ class SyntheOccPipeline(
             null_condition = null_condition.expand_as(condition)
         condition = guidance.stack(condition, null_condition, axis=1)
         text = guidance.stack(prompt_embeds, negative_prompt_embeds, axis=0)
-        step = self.make_step(latents, step_kwargs, callback=callback_on_step_end is not None)
+        step = self.make_step(latents, len(timesteps), step_kwargs, callback=callback_on_step_end is not None)
         if hasattr(self.scheduler, "set_begin_index"):
             # Else the scheduler searches for the first timestep on the device, which waits for all work before it.
             self.scheduler.set_begin_index(0)

@@ -18,8 +18,13 @@ from torch import Tensor
 
 
 def is_linear(scheduler: Any) -> bool:
-    """Whether `scheduler` is one that `LinearSolver` reproduces: UniPC itself, without thresholding."""
-    return type(scheduler) is UniPCMultistepScheduler and not scheduler.config.thresholding
+    """Whether `scheduler` is one that `LinearSolver` reproduces: UniPC itself, without thresholding.
+
+    After `set_timesteps` with a number of steps; custom noise levels are not reproduced.
+    """
+    if type(scheduler) is not UniPCMultistepScheduler or scheduler.config.thresholding:
+        return False
+    return torch.equal(_solver_table(_Key(scheduler, len(scheduler.timesteps)))[1], scheduler.sigmas)
 
 
 def solver_table(scheduler: UniPCMultistepScheduler, num_steps: int) -> Tensor:
@@ -27,7 +32,7 @@ def solver_table(scheduler: UniPCMultistepScheduler, num_steps: int) -> Tensor:
 
     The scheduler's state is not touched. Tables are kept, by config and number of steps.
     """
-    return _solver_table(_Key(scheduler, num_steps))
+    return _solver_table(_Key(scheduler, num_steps))[0]
 
 
 class _Key:
@@ -45,7 +50,8 @@ class _Key:
 
 
 @lru_cache(maxsize=8)
-def _solver_table(key: _Key) -> Tensor:
+def _solver_table(key: _Key) -> tuple[Tensor, Tensor]:
+    """The table, and the noise levels that it is for."""
     scheduler, num_steps = copy.deepcopy(key.scheduler), key.num_steps
     scheduler.set_timesteps(num_steps, device="cpu")
     # One "pixel" for each coefficient; UniPC wants at least [batch, channels, ...].
@@ -54,7 +60,7 @@ def _solver_table(key: _Key) -> Tensor:
     for i, t in enumerate(scheduler.timesteps):
         state = scheduler.step(basis[i + 1], t, state, return_dict=False)[0]
         rows.append(state.flatten())
-    return torch.stack(rows)
+    return torch.stack(rows), scheduler.sigmas
 
 
 class LinearSolver:

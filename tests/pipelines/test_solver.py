@@ -1,5 +1,6 @@
 """UniPC as a table against UniPC."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, UniPCMultistepScheduler
@@ -66,6 +67,11 @@ def test_tables_are_kept_by_what_they_depend_on():
 def test_what_is_not_linear():
     assert not is_linear(unipc(thresholding=True))
     assert not is_linear(DDIMScheduler())
+    scheduler = unipc(use_flow_sigmas=True, prediction_type="flow_prediction")
+    scheduler.set_timesteps(3)
+    assert is_linear(scheduler)
+    scheduler.set_timesteps(sigmas=np.array([0.9, 0.6, 0.1]))  # the caller's own noise levels
+    assert not is_linear(scheduler)
 
 
 def test_latents_that_a_callback_changes_are_respected(builders, call, grid, rig):
