@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from syntheocc.engine.ranks import Ranks
     from syntheocc.occupancy.data.frames import Frame
     from syntheocc.pipelines import SyntheOccPipeline
-    from syntheocc.pipelines.conditions import ConditionSpec
+    from syntheocc.pipelines.sources import ConditionSpec
 
 # What a sample's pictures depend on; a folder holds samples of one such set only.
 _SETTINGS = (
@@ -144,7 +144,7 @@ def load_pipeline(config: GenerateConfig, ranks: "Ranks") -> "SyntheOccPipeline"
 
     from syntheocc.commands import quiet_loading
     from syntheocc.pipelines import SyntheOccPipeline
-    from syntheocc.pipelines.conditions import condition_spec
+    from syntheocc.pipelines.sources import condition_spec
 
     quiet_loading()
     device = _device(config, ranks)
@@ -187,7 +187,7 @@ class _SampleMaker:
     """Makes one sample: reads its inputs, generates, writes; a ValueError leaves it undone."""
 
     def __init__(self, config: GenerateConfig, pipe: "SyntheOccPipeline", outputs: "OutputFolder"):
-        from syntheocc.pipelines.conditions import condition_spec
+        from syntheocc.pipelines.sources import condition_spec
 
         self.config, self.pipe, self.outputs = config, pipe, outputs
         self.spec = condition_spec(pipe.controlnet)
