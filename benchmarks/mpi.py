@@ -5,7 +5,7 @@
 
 The scene is `syntheocc.worlds.street.example_street` (the printed share of non-empty cells; random grids would be
 unlike any street). Every repetition takes another set of inputs, so that no run finds the last one's voxels in a
-cache; rigs are new objects each time, as they come out of a data loader. On a GPU, times are from CUDA events around
+cache; a rig's matrices are stacked on its first use and kept with it. On a GPU, times are from CUDA events around
 many calls. The first call's extra time, which is compilation, is listed apart. Extra memory is the peak beyond the
 resident inputs, outputs included. The yardstick is plain vectorised torch in the same run and on the same rays: the
 faster of a frame at once and a view at a time.

@@ -111,7 +111,7 @@ class ChannelsLastUpsample2D(Upsample2D):
 
 def _add_norm(change: Tensor, residual: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """The residual sum and the normed sum, in one pass where the norm is a plain one."""
-    if _is_bare(norm, nn.LayerNorm):
+    if isinstance(norm, nn.LayerNorm) and _is_bare(norm, nn.LayerNorm):
         return add_layer_norm(change, residual, norm.weight, norm.bias, norm.eps)
     total = change if residual is None else residual + change
     return total, norm(total)
@@ -186,7 +186,7 @@ def to_channels_last(model: nn.Module) -> nn.Module:
     Returns:
         The model.
     """
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stub
     for module in model.modules():
         swap = _SWAPS.get(type(module))
         if swap is not None and getattr(swap, "fits", lambda _: True)(module):
@@ -200,4 +200,4 @@ def to_contiguous(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if type(module) in back:
             module.__class__ = back[type(module)]
-    return model.to(memory_format=torch.contiguous_format)
+    return model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

@@ -7,8 +7,10 @@ Legend: V views, H W pixels, h w cells of an MPI, S samples a cell.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -190,6 +192,15 @@ class Camera:
         return (0.0, 0.0) if angle.numel() == 0 else (float((-angle).max()), float(angle.max()))
 
 
+class RigArrays(NamedTuple):
+    """A rig's matrices stacked as numpy arrays, for code in which torch's dispatch would take longer than the work."""
+
+    intrinsics: np.ndarray  # float64 [V, 3, 3]
+    cam2ego: np.ndarray  # float64 [V, 4, 4]
+    size: np.ndarray  # float64 [V, 2] width, height
+    is_plain: bool  # every camera is a pinhole without distortion
+
+
 class CameraRig(Mapping[str, Camera]):
     """An ordered set of named cameras; the order is the order of views everywhere.
 
@@ -231,6 +242,17 @@ class CameraRig(Mapping[str, Camera]):
     def cam2ego(self) -> Tensor:
         """float64 [V, 4, 4]."""
         return torch.stack([camera.cam2ego for camera in self._cameras.values()])
+
+    @cached_property
+    def arrays(self) -> RigArrays:
+        """The rig's matrices, stacked once; read only."""
+        cameras = list(self._cameras.values())
+        return RigArrays(
+            intrinsics=np.stack([camera.intrinsics.numpy() for camera in cameras]),
+            cam2ego=np.stack([camera.cam2ego.numpy() for camera in cameras]),
+            size=np.array([[camera.width, camera.height] for camera in cameras], dtype=np.float64),
+            is_plain=all(camera.model == "pinhole" and camera.distortion is None for camera in cameras),
+        )
 
     def select(self, names: Iterable[str]) -> "CameraRig":
         """The rig of these cameras in this order; ValueError naming what is missing."""

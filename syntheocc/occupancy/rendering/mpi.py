@@ -286,17 +286,16 @@ def _grid_rays(
 ) -> tuple[Tensor, Tensor]:
     """Rays in voxel units: origins float64 [B, V, 3] and directions (per metre of depth) [B, V, S, h, w, 3]."""
     # numpy for the few small matrices: torch's threads and dispatch would take longer than the lookup itself on a GPU.
-    cameras = [camera for rig in rigs for camera in rig.values()]
     sizes = np.array([one.spec.voxel_size for one in grids])[:, None]
     lowers = np.array([one.spec.lower for one in grids])[:, None]
     ego2grid = np.linalg.inv(np.stack([one.grid2ego.numpy() for one in grids]))[:, None]
-    cam2grid = ego2grid @ np.stack([camera.cam2ego.numpy() for camera in cameras]).reshape(len(rigs), -1, 4, 4)
+    cam2grid = ego2grid @ np.stack([rig.arrays.cam2ego for rig in rigs])
     rotation = cam2grid[..., :3, :3] / sizes[..., None]
     origins = (cam2grid[..., :3, 3] - lowers) / sizes
-    if all(camera.model == "pinhole" and camera.distortion is None for camera in cameras):
+    if all(rig.arrays.is_plain for rig in rigs):
         # Only 3x4 numbers a camera cross to the device; the rays of a nuScenes frame would be 0.8 MB.
         h, w, pixel_origin, _ = cells
-        cell2voxel = rotation @ _cell2cam(cameras, h, w, pixel_origin).reshape(rotation.shape)
+        cell2voxel = rotation @ _cell2cam(rigs, h, w, pixel_origin)
         packed = torch.from_numpy(np.concatenate([cell2voxel, origins[..., None]], axis=-1))
         # A copy that does not wait for the device: rendering must not hold up a training step.
         along_u, along_v, start, centers = packed.to(device, non_blocking=True).unbind(-1)
@@ -310,14 +309,14 @@ def _grid_rays(
     return torch.from_numpy(origins).to(device), directions.unflatten(2, rays.shape[2:5])
 
 
-def _cell2cam(cameras: list[Camera], h: int, w: int, pixel_origin: str) -> np.ndarray:
-    """Takes (column, row, 1) of the raster to the ray with z = 1 of plain pinholes: float64 [cameras, 3, 3]."""
-    matrices = np.stack([camera.intrinsics.numpy() for camera in cameras])
-    scale = np.array([[w / camera.width, h / camera.height] for camera in cameras])
-    matrices[:, :2] *= scale[..., None]
+def _cell2cam(rigs: list[CameraRig], h: int, w: int, pixel_origin: str) -> np.ndarray:
+    """Takes (column, row, 1) of the raster to the ray with z = 1 of plain pinholes: float64 [B, V, 3, 3]."""
+    matrices = np.stack([rig.arrays.intrinsics for rig in rigs])
+    scale = np.array([w, h]) / np.stack([rig.arrays.size for rig in rigs])
+    matrices[..., :2, :] *= scale[..., None]
     if pixel_origin == "center":
         # Cell centres are integers of the raster, as pixel centres are of the image.
-        matrices[:, :2, 2] += 0.5 * (scale - 1)
+        matrices[..., :2, 2] += 0.5 * (scale - 1)
     return np.linalg.inv(matrices)
 
 
