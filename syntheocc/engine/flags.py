@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import os
 import string
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ _TRUE = {"true", "1", "yes", "on"}
 _FALSE = {"false", "0", "no", "off"}
 
 
-def flag(default: Any, help: str, env: str | tuple[str, ...] = ()) -> Any:
+def flag(default: Any, help: str, env: str | tuple[str, ...] = (), ignored: bool = False) -> Any:
     """A dataclass field with a help text and, optionally, environment variables that replace its default.
 
     Args:
@@ -37,9 +38,10 @@ def flag(default: Any, help: str, env: str | tuple[str, ...] = ()) -> Any:
         help: one line for ``--help``.
         env: templates such as ``"$OUTPUT_DIR"`` or ``"./ckp/$EXP_NAME"``; the first one whose variables are all set
             and not empty gives the default. A flag on the command line wins over the environment.
+        ignored: the flag is only accepted; ``--help`` names such flags together, after those that do something.
     """
     templates = (env,) if isinstance(env, str) else tuple(env)
-    return dataclasses.field(default=default, metadata={"help": help, "env": templates})
+    return dataclasses.field(default=default, metadata={"help": help, "env": templates, "ignored": ignored})
 
 
 def from_environment(templates: Sequence[str], environ: Mapping[str, str]) -> str | None:
@@ -91,18 +93,32 @@ def parse_flags(
 
     Exits with status 2 and one line for an unknown flag, a bad value, or a ValueError that the class raises.
     """
-    parser = argparse.ArgumentParser(
-        description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    parser = _Parser(
+        usage="%(prog)s [--flag=value ...]",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34),
     )
     hints = typing.get_type_hints(config_class)
+    fields = [field for field in dataclasses.fields(config_class) if field.init]  # type: ignore[arg-type]
     try:
         defaults = environment_defaults(config_class, os.environ if environ is None else environ)
-        for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
-            if field.init:
-                _add_flag(parser, field, hints[field.name], defaults)
+        for field in fields:
+            _add_flag(parser, field, hints[field.name], defaults)
+        ignored = [f"--{field.name}" for field in fields if field.metadata.get("ignored")]
+        if ignored:
+            text = f"accepted and ignored, so that command lines written for training work: {' '.join(ignored)}"
+            parser.epilog = textwrap.fill(text, 100, break_on_hyphens=False)
         return config_class(**vars(parser.parse_args(argv)))
     except ValueError as error:
         parser.error(str(error))
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line: with fifty flags, the usage would push the reason off the screen."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
 def _add_flag(
@@ -111,17 +127,27 @@ def _add_flag(
     default = defaults.get(field.name, field.default)
     required = default is dataclasses.MISSING
     convert, choices, is_switch = _converter(hint)
-    text = field.metadata.get("help", "").replace("%", "%%")
-    options: dict[str, Any] = {"help": text or " ", "type": convert, "required": required, "dest": field.name}
+    options: dict[str, Any] = {"type": convert, "required": required, "dest": field.name}
     if not required:
         options["default"] = default
-    if choices:
-        options["metavar"] = "{" + ",".join(str(choice) for choice in choices) + "}"
-    elif typing.get_origin(hint) is tuple:
-        options["metavar"] = "A[,B,...]"
     if is_switch:
-        options |= {"nargs": "?", "const": True, "metavar": "True|False"}
+        options |= {"nargs": "?", "const": True}
+    options["metavar"] = _placeholder(hint, choices, is_switch)
+    text = field.metadata.get("help", "")
+    if not required and default not in (None, ()):
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        text = f"{text} (default: {shown})"
+    options["help"] = argparse.SUPPRESS if field.metadata.get("ignored") else text.replace("%", "%%")
     parser.add_argument(f"--{field.name}", **options)
+
+
+def _placeholder(hint: Any, choices: tuple | None, is_switch: bool) -> str:
+    """What ``--help`` shows in the place of a value."""
+    if choices:
+        return "{" + ",".join(str(choice) for choice in choices) + "}"
+    if is_switch:
+        return "True|False"
+    return "A[,B,...]" if typing.get_origin(hint) is tuple else "VALUE"
 
 
 def _converter(hint: Any) -> tuple[Callable[[str], Any], tuple | None, bool]:

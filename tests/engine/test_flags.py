@@ -65,7 +65,8 @@ def test_bad_flags_end_with_one_line(argv, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         parse(*argv)
     assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
 
 
 def test_help_lists_every_flag(capsys):
@@ -73,6 +74,20 @@ def test_help_lists_every_flag(capsys):
         parse("--help")
     text = capsys.readouterr().out
     assert all(f"--{field.name}" in text for field in dataclasses.fields(Job)) and "100%" in text
+
+
+def test_help_shows_defaults_and_names_ignored_flags_last(capsys):
+    @dataclass(kw_only=True)
+    class Published(Job):
+        report_to: str | None = flag(None, "only training uses it", ignored=True)
+
+    with pytest.raises(SystemExit):
+        parse_flags(Published, ["--help"], {"EXP_NAME": "run"}, "one\n\n    two")
+    text = capsys.readouterr().out
+    assert "one\n\n    two\n" in text, "the description keeps its lines"
+    assert "(default: ckp/run/samples)" in text and "(default: 256,96)" in text and "None" not in text
+    assert text.strip().splitlines()[-1].endswith("work: --report_to")
+    assert parse_flags(Published, ["--report_to=wandb"], {}).report_to == "wandb"
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
