@@ -36,15 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_status(job: Callable[[Any], int], config: Any) -> int:
-    """Run a job; a ValueError (bad settings, bad input) becomes one line on stderr and status 2.
+    """Run a job; bad settings, bad input and files that cannot be written become one line on stderr and status 2.
 
     Status 130 says that the job was interrupted: what is written stays, and the same command goes on from there.
     """
     # diffusers and transformers report what they lack (torchvision, xformers) on import; no job here needs either
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # tqdm's own settings, for every bar of the job: one process of several draws, and a log file is no screen
+    if os.environ.get("RANK", "0") != "0":
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "30")
     try:
         return job(config)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return _refuse(error)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
@@ -60,7 +65,7 @@ def quiet_loading() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _refuse(error: ValueError) -> int:
+def _refuse(error: Exception) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2
 
