@@ -31,27 +31,30 @@ class Tally:
         return 1 if self.failed else 0
 
 
-def check_settings(path: Path, settings: Mapping[str, Any], remedy: str) -> None:
+def check_settings(
+    path: Path, settings: Mapping[str, Any], remedy: str, unsaid: Mapping[str, Any] | None = None
+) -> None:
     """Make sure that what a folder holds already was made with these settings.
 
     Args:
         path: the JSON file of the settings, written by `atomic_write_json` when the work starts.
         settings: everything the results depend on, as JSON values.
         remedy: what to do when they differ.
+        unsaid: what the results were made with where that file is missing; None: there are no results.
 
     Raises:
         ValueError: the folder was made with other settings; the message names them.
     """
-    if not path.is_file():
+    before = read_json(path) if path.is_file() else unsaid
+    if before is None:
         return
-    before = read_json(path)
     changed = [
         f"{name}: {before.get(name)!r} there, {settings.get(name)!r} now"
         for name in sorted(before.keys() | settings.keys())
         if before.get(name) != settings.get(name)
     ]
     if changed:
-        raise ValueError(f"{path} says that its folder was made with other settings ({'; '.join(changed)}); {remedy}")
+        raise ValueError(f"{path.parent} holds results of other settings ({'; '.join(changed)}); {remedy}")
 
 
 def run_samples(
@@ -83,6 +86,7 @@ def run_samples(
     if ranks.is_main:
         atomic_write_json(settings[0], dict(settings[1]))
     made, skipped, failed = 0, 0, {}
+    cameras = dict.fromkeys(name for frame in frames for name in frame.cameras.names)
     share = ranks.share(frames)
     title = description if ranks.world == 1 else f"{description} (rank 0 of {ranks.world})"
     for frame in tqdm(share, desc=title, unit="sample", disable=not ranks.is_main):
@@ -90,6 +94,9 @@ def run_samples(
             if is_done(frame):
                 skipped += 1
             else:
+                absent = [name for name in cameras if name not in frame.cameras.names]
+                if absent:
+                    raise ValueError(f"has no {', '.join(absent)}, which other samples have; add it to the infos")
                 assert make is not None, "a rank without a maker has unfinished samples"
                 make(frame)
                 made += 1
@@ -112,4 +119,4 @@ def print_summary(tally: Tally, what: str, where: Path | str) -> None:
     for token, reason in list(tally.failed.items())[:SHOWN_FAILURES]:
         print(f"  failed: {token}: {reason}")
     if len(tally.failed) > SHOWN_FAILURES:
-        print(f"  ... and {len(tally.failed) - SHOWN_FAILURES} more")
+        print(f"  ... and {len(tally.failed) - SHOWN_FAILURES} more, each named above where it failed")

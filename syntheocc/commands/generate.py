@@ -4,13 +4,15 @@ The result for a sample depends on the seed and the sample's token only, not on 
 """
 
 import hashlib
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from syntheocc.commands.mpi import SETTINGS_FILE, mpi_stems
+from syntheocc.commands.mpi import mpi_settings, mpi_stems
 from syntheocc.commands.published import TrainingOnlyFlags, ignored_flags
-from syntheocc.commands.samples import SampleConfig
+from syntheocc.commands.samples import OccupancyKind, SampleConfig
 from syntheocc.engine.flags import flag
 
 if TYPE_CHECKING:
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 
 # What a sample's pictures depend on; a folder holds samples of one such set only.
 _SETTINGS = (
-    "pretrained_model_name_or_path model_path_infer revision variant mixed_precision occ_kind mtp_path prompt "
-    "use_captions negative_prompt seed height width num_inference_steps cfg_scale mpi_guidance_scale "
+    "pretrained_model_name_or_path model_path_infer revision variant mixed_precision occ_kind occ_path mtp_path "
+    "prompt use_captions negative_prompt seed height width num_inference_steps cfg_scale mpi_guidance_scale "
     "controlnet_conditioning_scale"
 ).split()
 
@@ -52,17 +54,9 @@ class GenerateConfig(SampleConfig):
     )
     revision: str | None = flag(None, "revision of the hub repositories")
     variant: str | None = flag(None, "variant of the base's weight files, e.g. fp16")
-    occ_kind: Literal[
-        "mpi",
-        "syntheocc",
-        "syntheocc_coarse",
-        "surroundocc",
-        "surroundocc_fine",
-        "openoccupancy",
-        "occ3d",
-        "openocc_v2",
-        "lidar",
-    ] = flag("mpi", "the condition: MPI files below <mtp_path>, or labels of this format rendered on the way")
+    occ_kind: Literal["mpi", OccupancyKind] = flag(
+        "mpi", "the condition: MPI files below <mtp_path>, or labels of this format rendered on the way"
+    )
     prompt: str = flag("show a photorealistic street view image", "text for all views")
     use_captions: bool = flag(False, "use a sample's own caption where the data has one")
     negative_prompt: str | None = flag(None, "what to steer away from")
@@ -87,10 +81,14 @@ class GenerateConfig(SampleConfig):
             raise ValueError(f"height and width must be positive multiples of 8, got {self.height}x{self.width}")
         if self.num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}")
+        for name in ("cfg_scale", "mpi_guidance_scale", "controlnet_conditioning_scale"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be a finite number, got {getattr(self, name)}")
 
     def settings(self) -> dict[str, Any]:
         """What a sample's pictures depend on, as JSON values."""
-        return {name: getattr(self, name) for name in _SETTINGS}
+        values = {name: getattr(self, name) for name in _SETTINGS}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 @dataclass(kw_only=True)
@@ -108,10 +106,9 @@ def run(config: GenerateConfig) -> int:
     if ranks.is_main and ignored_flags(config):
         print(f"ignored, because only training uses them: {' '.join(ignored_flags(config))}")
     frames, unreadable = config.read_frames()
+    config.check_labels(config.occ_kind)
     if config.occ_kind == "mpi":
         _mpi_folder(config)
-    elif config.occ_kind != "lidar":
-        config.occupancy_root(config.occ_kind)
     outputs = OutputFolder(config.save_img_path)
     settings = config.settings()
     settings_file = outputs.root / "settings.json"
@@ -125,7 +122,9 @@ def run(config: GenerateConfig) -> int:
         )
         if ranks.is_main:
             outputs.write_manifest(frames, settings, tally)
-            print_summary(tally, "six views each" if len(frames[0].cameras) == 6 else "the views", outputs.root)
+            print_summary(
+                tally, "six views each" if max(len(f.cameras) for f in frames) == 6 else "the views", outputs.root
+            )
     return tally.status
 
 
@@ -152,8 +151,8 @@ def load_pipeline(config: GenerateConfig, ranks: "Ranks") -> "SyntheOccPipeline"
     if device.type == "cuda":
         dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.mixed_precision]
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
-    elif ranks.is_main and config.mixed_precision != "no":
-        print(f"no GPU: computing in float32 instead of {config.mixed_precision}")
+    elif ranks.is_main and (config.mixed_precision != "no" or config.curr_gpu is not None):
+        print("no GPU: computing on the CPU, in float32")
 
     model = Path(config.model_path_infer)
     if (model / "model_index.json").is_file():
@@ -162,6 +161,11 @@ def load_pipeline(config: GenerateConfig, ranks: "Ranks") -> "SyntheOccPipeline"
         raise ValueError(
             f"{model} holds neither a pipeline (model_index.json) nor controlnet/ and unet/; give the folder of a "
             "trained model as --model_path_infer"
+        )
+    elif not model.is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", config.model_path_infer):
+        raise ValueError(
+            f"no trained model at {config.model_path_infer}: neither a folder nor a hub id (owner/name); give one as "
+            "--model_path_infer (infer.sh without arguments shows the embedded street instead)"
         )
     else:
         pipe = SyntheOccPipeline.from_original(
@@ -192,7 +196,7 @@ class _SampleMaker:
         self.config, self.pipe, self.outputs = config, pipe, outputs
         self.spec = condition_spec(pipe.controlnet)
         if config.occ_kind == "mpi":
-            _check_mpi_files(config, self.spec)
+            _check_mpi_files(config, self.spec, pipe.vae_scale_factor)
 
     def __call__(self, frame: "Frame") -> None:
         import torch
@@ -264,19 +268,22 @@ def _mpi_folder(config: GenerateConfig) -> Path:
     return folder
 
 
-def _check_mpi_files(config: GenerateConfig, spec: "ConditionSpec") -> None:
-    """Raise ValueError when the MPI files were made for another kind of model."""
-    from syntheocc.engine.files import read_json
-
+def _check_mpi_files(config: GenerateConfig, spec: "ConditionSpec", factor: int) -> None:
+    """Raise ValueError when the MPI files suit neither the model nor the size of a view (`factor` pixels a cell)."""
     folder = _mpi_folder(config)
-    # folders made by the original script have no such file: they were sampled at the corner
-    path = folder / SETTINGS_FILE
-    origin = read_json(path)["pixel_origin"] if path.is_file() else "corner"
-    if origin != spec.pixel_origin:
+    made = mpi_settings(folder)
+    wanted = {
+        "pixel_origin": spec.pixel_origin,
+        "height": config.height // factor,
+        "width": config.width // factor,
+    }
+    wrong = [name for name in wanted if made[name] != wanted[name]]
+    if wrong:
         raise ValueError(
-            f"the MPI files of {folder} were sampled at the cells' {origin}, the model wants the {spec.pixel_origin}; "
-            f"make them again with utils/gen_mtp.py --pixel_origin={spec.pixel_origin}, or give --occ_kind=syntheocc, "
-            "occ3d, ... to have them rendered on the way"
+            f"the MPI files of {folder} have {', '.join(f'{name} {made[name]}' for name in wrong)}, the model and "
+            f"views of {config.height}x{config.width} want {', '.join(str(wanted[name]) for name in wrong)}; make "
+            f"them with utils/gen_mtp.py {' '.join(f'--{name}={wanted[name]}' for name in wrong)} (and another "
+            "--mtp_path), or give --occ_kind=syntheocc, occ3d, ... to have them rendered on the way"
         )
 
 

@@ -7,7 +7,7 @@ and inference render MPIs on the way and need no files.
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from syntheocc.commands.samples import OccupancyKind, SampleConfig
 from syntheocc.engine.flags import flag
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from syntheocc.occupancy.data.frames import Frame
 
 SETTINGS_FILE = "mpi_settings.json"
+# What folders were made with that have no such file: the original script's.
+RELEASED_SETTINGS = {"height": 56, "width": 100, "pixel_origin": "corner"}
 
 
 @dataclass(kw_only=True)
@@ -65,6 +67,14 @@ def mpi_stems(frame: "Frame", root: Path, folder: str) -> dict[str, Path]:
     return {name: mpi_stem(frame.image_paths[name], root, folder) for name in frame.cameras.names}
 
 
+def mpi_settings(folder: Path) -> dict[str, Any]:
+    """What the MPI files of `folder` were made with: at least the keys of `RELEASED_SETTINGS`."""
+    from syntheocc.engine.files import read_json
+
+    path = folder / SETTINGS_FILE
+    return RELEASED_SETTINGS | (read_json(path) if path.is_file() else {})
+
+
 def planes_named(number: int) -> "PlaneSpec":
     """The published planes: 256 single ones, or 96 groups of them."""
     from syntheocc.occupancy import PlaneSpec
@@ -83,8 +93,7 @@ def run(config: MPIConfig) -> int:
 
     ranks = Ranks.from_environment()
     frames, unreadable = config.read_frames()
-    if config.occ_kind != "lidar":
-        config.occupancy_root(config.occ_kind)
+    config.check_labels(config.occ_kind)
     device = _device(config.device, ranks.local_rank)
     target = Path(config.output_root or config.dataroot_path) / config.mtp_path
     settings = {
@@ -92,7 +101,8 @@ def run(config: MPIConfig) -> int:
         for field in dataclasses.fields(config)
         if field.name in ("occ_kind", "height", "width", "pixel_origin", "samples_per_cell")
     }
-    check_settings(target / SETTINGS_FILE, settings, "give another --mtp_path, or remove the folder")
+    unsaid = settings | RELEASED_SETTINGS if any(target.glob("CAM_*")) else None
+    check_settings(target / SETTINGS_FILE, settings, "give another --mtp_path, or remove the folder", unsaid)
     taxonomy = taxonomy_named("syntheocc")
 
     def is_done(frame: "Frame") -> bool:

@@ -47,8 +47,11 @@ class OutputFolder:
 
     def is_done(self, frame: "Frame") -> bool:
         """Whether a sample's record and every file that it names exist."""
-        path = self.record_path(frame)
-        return path.is_file() and all((self.root / name).is_file() for name in read_json(path)["files"])
+        try:
+            record = read_json(self.record_path(frame))
+        except ValueError:  # none yet, or emptied by a crash of the machine: made again
+            return False
+        return all((self.root / name).is_file() for name in record["files"])
 
     def write_views(self, frame: "Frame", images: Sequence[Any]) -> dict[str, str]:
         """Write one picture a camera in the original's size; camera -> path below the root."""
@@ -110,8 +113,8 @@ class OutputFolder:
         atomic_write_json(self.record_path(frame), record)
 
     def write_manifest(self, frames: Sequence["Frame"], settings: dict[str, Any], tally: "Tally") -> Path:
-        """Gather the records of all finished samples, in the job's order."""
-        records = [read_json(path) for frame in frames if (path := self.record_path(frame)).is_file()]
+        """Gather the records of all samples that did not fail, in the job's order."""
+        records = [read_json(self.record_path(frame)) for frame in frames if frame.token not in tally.failed]
         path = self.root / "manifest.json"
         atomic_write_json(path, {"settings": settings, "samples": records, "failed": dict(tally.failed)})
         return path

@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from syntheocc.engine.flags import flag
 
@@ -102,7 +102,18 @@ class SampleConfig:
         if not frames:
             reasons = "".join(f"; {reason}" for reason in list(unreadable.values())[:3])
             raise ValueError(f"{', '.join(map(str, paths))}: no samples in it{reasons}")
-        return list(frames.values())[: self.max_samples], unreadable
+        lost = {token: reason for token, reason in unreadable.items() if token not in frames}
+        return list(frames.values())[: self.max_samples], lost
+
+    def check_labels(self, kind: str) -> None:
+        """Raise ValueError where `occ_path` does not fit `kind`: a missing folder, or one that nothing would read."""
+        if kind not in ("mpi", "lidar"):
+            self.occupancy_root(cast(OccupancyKind, kind))
+        elif self.occ_path is not None:
+            raise ValueError(
+                f"--occ_path={self.occ_path} holds label files, but --occ_kind={kind} reads none; give their format "
+                f"as --occ_kind ({', '.join(_USUAL_ROOTS)}), or leave --occ_path out"
+            )
 
     def occupancy_root(self, kind: OccupancyKind) -> Path:
         """Where the label files of `kind` begin.

@@ -93,7 +93,13 @@ def test_a_folder_made_with_other_settings_is_not_mixed(tiny_dataset, capsys):
     assert exit_status(run, config(tiny_dataset, max_samples=1, pixel_origin="center")) == 2
     message = capsys.readouterr().err
     assert "pixel_origin: 'corner' there, 'center' now" in message and "--mtp_path" in message
-    assert read_json(tiny_dataset.root / "samples_syntheocc_surocc" / SETTINGS_FILE)["pixel_origin"] == "corner"
+    settings = tiny_dataset.root / "samples_syntheocc_surocc" / SETTINGS_FILE
+    assert read_json(settings)["pixel_origin"] == "corner"
+    settings.unlink()  # a folder of the original script: corner, 56x100, whatever its labels were
+    assert exit_status(run, config(tiny_dataset, max_samples=1, num_planes=(96,), pixel_origin="center")) == 2
+    assert "pixel_origin: 'corner' there, 'center' now" in capsys.readouterr().err
+    assert exit_status(run, config(tiny_dataset, max_samples=1, num_planes=(96,))) == 0
+    assert "1 were there already" in capsys.readouterr().out
 
 
 def test_the_published_command_and_the_environment_name_the_folder(tiny_dataset, launch, capsys):

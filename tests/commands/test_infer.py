@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from syntheocc.commands import exit_status, mpi
 from syntheocc.commands.generate import GenerateConfig, InferConfig, run, sample_seed
 from syntheocc.engine.files import read_json
 from syntheocc.engine.flags import parse_flags
+from syntheocc.engine.unpickling import safe_load
 from syntheocc.occupancy import NUSCENES_CAMERAS
 
 PUBLISHED = (
@@ -80,9 +82,14 @@ def test_one_bad_sample_is_skipped_and_the_rest_is_complete(tiny_dataset, tiny_m
     lost = views(tiny_dataset, save, 0)[3]
     kept = lost.read_bytes()
     lost.unlink()
-    before = {path: path.stat().st_mtime_ns for path in views(tiny_dataset, save, 2)}
+    (save / "records" / "token2.json").unlink()
+    (save / "records" / "token2.json").touch()  # what a machine that lost its power may leave
     assert exit_status(run, job) == 0
-    assert "of 2 samples" in (said := capsys.readouterr().out) and "1 were there already" in said
+    assert "of 3 samples" in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in views(tiny_dataset, save, 2)}
+    views(tiny_dataset, save, 1)[0].unlink()
+    assert exit_status(run, job) == 0
+    assert "of 1 sample to" in (said := capsys.readouterr().out) and "2 were there already" in said
     assert all(path.stat().st_mtime_ns == before[path] for path in before), "a finished sample was made again"
     assert lost.read_bytes() == kept, "the same seed and token give the same picture"
     assert len(read_json(save / "manifest.json")["samples"]) == 3
@@ -117,7 +124,7 @@ def test_the_published_command_alone_and_on_two_ranks_gives_the_same(
     alone = parse_flags(InferConfig, [*given, f"--save_img_path={tmp_path / 'alone'}"], environ={})
     assert exit_status(run, alone) == 0
     said = capsys.readouterr().out
-    assert "only training uses them: --report_to --use_cbgs" in said and "float32 instead of fp16" in said
+    assert "only training uses them: --report_to --use_cbgs" in said and "on the CPU, in float32" in said
     shared = launch("infer.py", *given, ranks=2, EXP_NAME="run", SAVE_IMG_DIR=str(tmp_path / "shared"))
     assert shared.returncode == 0, shared.stderr
     assert "of 3 samples" in shared.stdout
@@ -156,17 +163,36 @@ def test_bad_settings_end_before_work(tiny_dataset, tiny_model, tmp_path, capsys
     assert "takes 257" in refused(ctrl_channel=97)
     assert "model_index.json" in refused(model_path_infer=str(tmp_path))
     assert "--occ_path" in refused(occ_kind="occ3d")
+    assert "no trained model at ./ckp/none" in refused(model_path_infer="./ckp/none")
+    assert "--occ_kind=mpi reads none" in refused(occ_kind="mpi", occ_path=tmp_path)
+    assert str(tiny_dataset.info) in refused(save_img_path=tiny_dataset.info), "a file in the folder's place"
     assert not (tmp_path / "out").exists(), "a refused job leaves nothing that the next one would trip over"
     with pytest.raises(ValueError, match="multiples of 8"):
         GenerateConfig(height=450)
+    with pytest.raises(ValueError, match="cfg_scale must be a finite number, got nan"):
+        GenerateConfig(cfg_scale=float("nan"))
 
 
-def test_mpi_files_of_the_other_pixel_convention_are_refused(tiny_dataset, tiny_model, tmp_path, capsys):
+def test_a_sample_that_lacks_a_camera_is_listed(tiny_dataset, tiny_model, tmp_path, capsys):
+    infos = safe_load(tiny_dataset.info)
+    del infos["data_list"][0]["images"]["CAM_BACK"]
+    tiny_dataset.info.write_bytes(pickle.dumps(infos))
+    assert exit_status(run, config(tiny_dataset, tiny_model, tmp_path / "out")) == 1
+    said = capsys.readouterr().out
+    assert "six views each of 2 samples" in said and "failed: token0: has no CAM_BACK" in said
+
+
+def test_mpi_files_that_do_not_suit_are_refused_before_work(tiny_dataset, tiny_model, tmp_path, capsys):
     folder = tiny_dataset.root / "samples_syntheocc_surocc"
     folder.mkdir()
     (folder / mpi.SETTINGS_FILE).write_text(json.dumps({"pixel_origin": "center"}))
     assert exit_status(run, config(tiny_dataset, tiny_model, tmp_path / "out", occ_kind="mpi")) == 2
-    assert "--pixel_origin=corner" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--pixel_origin=corner --height=8 --width=12" in said and "views of 64x96" in said
+    (folder / mpi.SETTINGS_FILE).unlink()  # as released: 56x100, corner
+    assert exit_status(run, config(tiny_dataset, tiny_model, tmp_path / "out", occ_kind="mpi", height=448)) == 2
+    said = capsys.readouterr().err
+    assert "have width 100" in said and "--width=12" in said and "pixel_origin" not in said
 
 
 def test_seeds_differ_between_samples_and_runs_and_stay():

@@ -23,7 +23,7 @@ def test_a_real_key_frame_becomes_six_files_and_a_strip(real_data, tiny_model, t
         dataroot_path=root,
         info_path=(str(root / "tables_reduced"),),
         occ_kind=kind,
-        occ_path=tmp_path / "gts",
+        occ_path=tmp_path / "gts" if kind == "occ3d" else None,
         model_path_infer=str(tiny_model),
         save_img_path=tmp_path / "out",
         height=64,
