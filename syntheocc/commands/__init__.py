@@ -42,6 +42,8 @@ def exit_status(job: Callable[[Any], int], config: Any) -> int:
     """
     # diffusers and transformers report what they lack (torchvision, xformers) on import; no job here needs either
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # on a shared CPU, threads that spin while they wait keep the others from working: four times the demo's time
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # tqdm's own settings, for every bar of the job: one process of several draws, and a log file is no screen
     if os.environ.get("RANK", "0") != "0":
         os.environ.setdefault("TQDM_DISABLE", "1")

@@ -48,6 +48,8 @@ def run(config: DemoConfig) -> int:
     )
     from syntheocc.worlds.street import example_street
 
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)  # a place that cannot be written to is found before the work
     grid, rig, _ = example_street(config.seed)
     size = (config.height, config.width)
     # finer than the networks' condition (a cell there is 8 pixels), so that a person can read it
@@ -70,7 +72,6 @@ def run(config: DemoConfig) -> int:
     )
     generated = dict(zip(rig.names, output.images[0], strict=True))
 
-    folder = Path(config.output_dir)
     save_picture(contact_sheet(conditions), folder / "conditions.png")
     save_picture(contact_sheet(generated), folder / "generated.png")
     save_picture(bev_picture(grid), folder / "bev.png")

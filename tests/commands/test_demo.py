@@ -34,6 +34,9 @@ def test_bad_settings_are_refused(capsys, tmp_path):
     assert stopped.value.code == 2 and "multiples of 8" in capsys.readouterr().err
     assert main(["demo", "--model", str(tmp_path), "--output-dir", str(tmp_path)]) == 2
     assert "no model_index.json" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["demo", "--model", str(tmp_path), "--output-dir", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1, "one line, although it is no ValueError"
     with pytest.raises(SystemExit):
         main(["generate", "--sed", "3"])
 
