@@ -182,7 +182,7 @@ def load_pipeline(config: GenerateConfig, ranks: "Ranks") -> "SyntheOccPipeline"
     if config.enable_xformers_memory_efficient_attention:
         pipe.enable_xformers_memory_efficient_attention()
     if device.type == "cuda":
-        pipe.enable_fast_path(compile=config.compile)
+        pipe.enable_fast_path(compile=config.compile, cuda_graph=not config.compile)
     pipe.set_progress_bar_config(disable=True)  # the bar of the samples is enough
     return pipe
 
