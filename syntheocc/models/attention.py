@@ -153,7 +153,7 @@ class MultiviewTransformerBlock(BasicTransformerBlock):
 
     Made from an existing block by `install`: the class is changed in place and layers are added, so that none of
     diffusers' code for building a UNet is copied. `cross_attention_kwargs` carries "neighbors" (int64 [V, K] or
-    [S, V, K], or NeighborLinks) and, for video, "frame_neighbors" (NeighborLinks).
+    [S*F, V, K], or NeighborLinks) and, for video, "frame_neighbors" (NeighborLinks).
     """
 
     @classmethod

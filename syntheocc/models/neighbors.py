@@ -36,17 +36,14 @@ class NeighborLinks(NamedTuple):
         return NeighborLinks(self.neighbor.to(device), self.weight.to(device), self.degree.to(device))
 
 
-def view_links(
-    neighbors: Tensor, batch: int, device: torch.device | None = None, num_frames: int = 1
-) -> NeighborLinks:
+def view_links(neighbors: Tensor, batch: int, device: torch.device | None = None) -> NeighborLinks:
     """Resolve neighbours among the V views of a sample.
 
     Args:
-        neighbors: int64 [V, K], or [S, V, K] when the samples of a batch have different rigs; -1 is padding.
+        neighbors: int64 [V, K], or [S*F, V, K] when the rigs of a batch differ; -1 is padding.
         batch: N = S*F*V, the views fastest. It may hold the samples several times over (the branches of guidance):
             the table then repeats.
         device: where the result lives; default: where `neighbors` is.
-        num_frames: F; only needed with [S, V, K].
 
     Returns:
         NeighborLinks on `device`. A table on the CPU is checked, and known to be without padding, at no cost; one on
@@ -58,17 +55,15 @@ def view_links(
     """
     if neighbors.ndim not in (2, 3) or neighbors.dtype != torch.int64:
         raise ValueError(
-            f"neighbors must be int64 of shape [V, K] or [S, V, K], got {neighbors.dtype} {tuple(neighbors.shape)}; "
+            f"neighbors must be int64 of shape [V, K] or [S*F, V, K], got {neighbors.dtype} {tuple(neighbors.shape)}; "
             "CameraRig.neighbors() makes such a table"
         )
     num_views = neighbors.shape[-2]
-    if neighbors.ndim == 3:
-        neighbors = neighbors.repeat_interleave(num_frames, dim=0)  # every frame has its sample's table
     rows = neighbors.flatten(0, -2)  # [V, K] or [S*F*V, K]
     if batch == 0 or rows.shape[0] == 0 or batch % rows.shape[0]:
         raise ValueError(
-            f"a batch of {batch} cannot hold whole samples of {num_views} views, {num_frames} frame(s), neighbors "
-            f"{tuple(neighbors.shape)}: the batch is (sample frame view) with the views fastest"
+            f"a batch of {batch} cannot hold whole samples of {num_views} views, neighbors {tuple(neighbors.shape)}: "
+            "the batch is (sample frame view) with the views fastest, and [S*F, V, K] has a table for every frame"
         )
     table = rows.repeat(batch // rows.shape[0], 1)  # [N, K]
     sample_start = torch.arange(batch, device=table.device) // num_views * num_views

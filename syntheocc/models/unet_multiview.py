@@ -136,7 +136,7 @@ class MultiviewUNet2DConditionModel(StrictLoadingMixin, UNet2DConditionModel):
             timestep: one, or [N].
             encoder_hidden_states: [N, T, C_text].
             *args: further positional arguments of UNet2DConditionModel.
-            cross_attention_kwargs: "neighbors" is int64 [V, K] or [S, V, K] with -1 padding, or what `link_views`
+            cross_attention_kwargs: "neighbors" is int64 [V, K] or [S*F, V, K] with -1 padding, or what `link_views`
                 made of it (once per generation instead of once per step); "frame_neighbors" likewise, int64 [F, K],
                 with a model that has cross-frame attention.
             **kwargs: further arguments of UNet2DConditionModel.
@@ -175,7 +175,7 @@ class MultiviewUNet2DConditionModel(StrictLoadingMixin, UNet2DConditionModel):
 
         Args:
             batch: N = S*F*V.
-            neighbors: int64 [V, K] or [S, V, K]; None takes the config's table.
+            neighbors: int64 [V, K] or [S*F, V, K]; None takes the config's table.
             frame_neighbors: int64 [F, K] or None.
             device: where the links live; default: the model's.
 
@@ -199,8 +199,7 @@ class MultiviewUNet2DConditionModel(StrictLoadingMixin, UNet2DConditionModel):
                 raise ValueError("link_views: give neighbors and frame_neighbors both as tables or both as links")
             links["frame_neighbors"] = frame_links(frame_neighbors, neighbors.shape[-2], batch, device)
         if not isinstance(neighbors, NeighborLinks):
-            num_frames = frame_neighbors.shape[0] if isinstance(frame_neighbors, Tensor) else 1
-            neighbors = view_links(neighbors, batch, device, num_frames)
+            neighbors = view_links(neighbors, batch, device)
         return {"neighbors": neighbors, **links}
 
     def _config_neighbors(self) -> Tensor:

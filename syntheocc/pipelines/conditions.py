@@ -43,13 +43,13 @@ class Conditions:
         return [i for frames in self.index for _ in range(copies) for i in frames]
 
     def neighbors(self, copies: int = 1, num: int = 2) -> Tensor:
-        """Neighbour table of the batch: `[V, K]` when all rigs agree, else `[S*copies, V, K]`."""
+        """Neighbour table of the batch: `[V, K]` when all rigs agree, else `[S*copies*F, V, K]`."""
         tables = [source.neighbors(num) for source in self.sources]
         if all(torch.equal(table, tables[0]) for table in tables[1:]):
             return tables[0]
         width = max(table.shape[1] for table in tables)
         tables = [torch.nn.functional.pad(table, (0, width - table.shape[1]), value=-1) for table in tables]
-        return torch.stack([tables[frames[0]] for frames in self.index for _ in range(copies)])
+        return torch.stack([tables[i] for i in self.flat_index(copies)])
 
     def gather(self, mpi: SemanticMPI) -> SemanticMPI | list[SemanticMPI]:
         """The MPI of every sample from the distinct ones `[U, V, D, h, w]`.
@@ -119,10 +119,6 @@ def _check_rigs(conditions: Conditions) -> None:
                 f"all rigs of a call need the same cameras in the same order: {first} and {source.view_names}; "
                 "call once for each kind of rig"
             )
-    for s, frames in enumerate(conditions.index):
-        tables = [conditions.sources[i].neighbors() for i in frames]
-        if not all(torch.equal(table, tables[0]) for table in tables[1:]):
-            raise ValueError(f"the rigs of sample {s} have other neighbours in other frames; keep one rig for a video")
 
 
 def _unbatch(mpi: Any) -> Any:

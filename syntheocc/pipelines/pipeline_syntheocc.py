@@ -244,7 +244,7 @@ class SyntheOccPipeline(
         negative_prompt_embeds: Tensor | None,  # [B, L, C_text]
         condition: Tensor,  # [B, C_0, h, w]
         null_condition: Tensor | None,  # [1, C_0, h, w]
-        neighbors: Tensor,  # [V, K] or [S*N, V, K], -1 padding
+        neighbors: Tensor,  # [V, K] or [S*N*F, V, K], -1 padding
         frame_neighbors: Tensor | None = None,  # [F, K], -1 padding
         guidance: Guidance = Guidance(),  # noqa: B008  (frozen)
         controlnet_conditioning_scale: float = 1.0,
@@ -255,7 +255,7 @@ class SyntheOccPipeline(
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Tensor:
-        """Run the scheduler over `timesteps`; returns clean latents `[B, C, h, w]`.
+        """Run the scheduler over `timesteps`, all of its own or the last ones; returns clean latents `[B, C, h, w]`.
 
         A step is one forward pass of each network, over all branches of the guidance at once. The negative embeddings
         and the null condition may be None when no branch needs them.
@@ -272,7 +272,7 @@ class SyntheOccPipeline(
         condition = guidance.stack(condition, null_condition, axis=1)
         text = guidance.stack(prompt_embeds, negative_prompt_embeds, axis=0)
         step = self.make_step(latents, len(timesteps), step_kwargs, callback=callback_on_step_end is not None)
-        if hasattr(self.scheduler, "set_begin_index"):
+        if len(timesteps) == len(self.scheduler.timesteps) and hasattr(self.scheduler, "set_begin_index"):
             # Else the scheduler searches for the first timestep on the device, which waits for all work before it.
             self.scheduler.set_begin_index(0)
 

@@ -60,6 +60,26 @@ def test_rigs_with_other_neighbours_in_one_batch(pipe, call, grid, six_cameras):
         assert close(both[i : i + 1], alone)
 
 
+@pytest.mark.parametrize("across_time", [False, True])
+def test_rigs_with_other_neighbours_in_one_batch_of_videos(builders, call, grid, other_grid, six_cameras, across_time):
+    from syntheocc.occupancy import CameraRig
+
+    pipe = builders[0](cross_frame_attention=across_time)
+    names = ("CAM_FRONT_LEFT", "CAM_FRONT")
+    near = six_cameras.select(names)
+    apart = CameraRig({names[0]: six_cameras[names[0]], names[1]: six_cameras["CAM_BACK_RIGHT"]})
+    video = [grid, other_grid]
+    noise = torch.randn(3, 2, 2, 4, H // 8, W // 8, generator=torch.Generator().manual_seed(3))
+    rigs = [[near, near], [apart, apart], [near, apart]]  # the last one changes on the way
+    together = call(pipe, occupancy=[video] * 3, cameras=rigs, latents=noise).frames
+    for i, rig in enumerate(rigs):
+        alone = call(pipe, occupancy=[video], cameras=[rig], latents=noise[i : i + 1]).frames
+        assert close(together[i : i + 1], alone)
+    if not across_time:
+        frame = call(pipe, occupancy=other_grid, cameras=apart, latents=noise[2:, 1]).images
+        assert close(together[2:, 1], frame)
+
+
 def test_pictures_per_prompt(pipe, call, grid, other_grid, rig):
     output = call(
         pipe,

@@ -105,6 +105,25 @@ def test_stages_by_hand_are_the_call(pipe, call, grid, rig):
     assert torch.equal(pipe.decode(latents[None], "pt"), expected)
 
 
+@torch.no_grad()
+def test_only_the_last_timesteps(builders, grid, rig):
+    # As for pictures that are noised in part: the scheduler must know where in its table it begins.
+    pipe = builders[0]()
+    conditions, height, width = pipe.check_inputs(prompt="a", occupancy=grid, cameras=rig, height=32, width=48)
+    text = pipe.encode_prompt("a", samples=1, views=3)
+    condition = pipe.encode_mpi(pipe.prepare_mpi(conditions, height, width))[0]
+    noise = torch.randn(3, 4, 4, 6, generator=torch.Generator().manual_seed(0))
+    pipe.scheduler.set_timesteps(5)
+    last = pipe.scheduler.timesteps[2:]
+    output = pipe.denoise(noise, last, text, None, condition, None, conditions.neighbors(), guidance=Guidance(1, 1))
+    pipe.scheduler.set_timesteps(5)
+    links = pipe.unet.link_views(3, conditions.neighbors())
+    for t in last:
+        prediction = pipe.predict_noise(noise, t, text, condition, links)
+        noise = pipe.scheduler.step(prediction, t, noise, return_dict=False)[0]
+    assert torch.equal(output, noise)
+
+
 def test_gradients_flow_outside_the_call(builders, grid, rig):
     pipe = builders[0]()
     conditions, height, width = pipe.check_inputs(prompt="a", occupancy=grid, cameras=rig, height=32, width=48)
