@@ -1,12 +1,14 @@
 """Everything that can be wrong with a pipeline's parts or with a call, said before any work starts."""
 
 import math
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from syntheocc.models import MPIControlNetModel, MultiviewUNet2DConditionModel
 from syntheocc.pipelines.conditions import Conditions, gather_conditions
+from syntheocc.pipelines.guidance import Guidance
 from syntheocc.pipelines.prompts import check_embeds, count_prompts, spread_prompts
 from syntheocc.pipelines.sources import MPISource, condition_spec
 
@@ -17,8 +19,8 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 def check_family(unet_config: Any) -> None:
-    """Raise ValueError for a UNet that needs more than latents, a timestep and CLIP text (SDXL, unCLIP)."""
-    for key in ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type"):
+    """Raise ValueError for a UNet that needs more than latents, a timestep and CLIP text (SDXL, unCLIP, LCM)."""
+    for key in ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type", "time_cond_proj_dim"):
         value = unet_config.get(key)
         if value is not None:
             raise ValueError(
@@ -39,6 +41,8 @@ def check_components(vae: Any, text_encoder: Any, unet: Any, controlnet: Any, sc
             f"controlnet is a {type(controlnet).__name__}; MPIControlNetModel.from_unet(unet) makes one for MPIs"
         )
     check_family(unet.config)
+    if vae is None:
+        raise ValueError("vae is None; give an AutoencoderKL or AutoencoderTiny: its factor tells the latents' size")
     if not hasattr(scheduler, "init_noise_sigma"):
         raise ValueError(
             f"scheduler is a {type(scheduler).__name__} without init_noise_sigma (flow matching): use UniPC, "
@@ -109,12 +113,19 @@ def check_call(
     clip_skip: int | None = None,
 ) -> tuple[Conditions, int, int]:
     """Check a call's arguments against each other and the parts; returns the conditions, H and W in pixels."""
+    if pipe.unet.dtype != pipe.controlnet.dtype:
+        raise ValueError(
+            f"the UNet is {pipe.unet.dtype}, the ControlNet {pipe.controlnet.dtype}: they run in one dtype, "
+            "pipe.controlnet.to(pipe.unet.dtype)"
+        )
     _check_numbers(
         num_images_per_prompt=num_images_per_prompt,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         mpi_guidance_scale=mpi_guidance_scale,
         controlnet_conditioning_scale=controlnet_conditioning_scale,
+        control_guidance_start=control_guidance_start,
+        control_guidance_end=control_guidance_end,
     )
     if not 0 <= control_guidance_start < control_guidance_end <= 1:
         raise ValueError(
@@ -127,21 +138,18 @@ def check_call(
     if unknown:
         raise ValueError(f"callback_on_step_end_tensor_inputs has {unknown}; known are {pipe._callback_tensor_inputs}")
     layers = None if pipe.text_encoder is None else pipe.text_encoder.config.num_hidden_layers
-    if clip_skip is not None and not (layers is not None and 0 <= clip_skip <= layers):
+    if clip_skip is not None and not (isinstance(clip_skip, Integral) and layers and 0 <= clip_skip <= layers):
         raise ValueError(f"clip_skip={clip_skip}; the text encoder has {layers} layers, give 0..{layers}")
 
     conditions = gather_conditions(occupancy, cameras, mpi, _count_samples(prompt, prompt_embeds))
     samples, views = conditions.num_samples, conditions.num_views
-    _check_texts(pipe, prompt, prompt_embeds, negative_prompt, negative_prompt_embeds, samples, views)
+    guided = Guidance(guidance_scale, mpi_guidance_scale).needs_negative_text
+    _check_texts(pipe, prompt, prompt_embeds, negative_prompt, negative_prompt_embeds, samples, views, guided)
     height, width = _check_size(pipe, conditions, height, width)
     spec, factor = condition_spec(pipe.controlnet), pipe.vae_scale_factor
     for source in conditions.sources:
         source.check(spec, height // factor, width // factor)
-    if isinstance(generator, (list, tuple)) and len(generator) not in {samples, samples * num_images_per_prompt}:
-        raise ValueError(
-            f"{len(generator)} generators, {samples} samples x {num_images_per_prompt} pictures a prompt: give one, "
-            f"or a list of {samples} (or of {samples * num_images_per_prompt})"
-        )
+    _check_generator(generator, samples, num_images_per_prompt)
     if latents is not None:
         _check_latents(pipe, latents, conditions, samples * num_images_per_prompt, height // factor, width // factor)
     return conditions, height, width
@@ -150,11 +158,25 @@ def check_call(
 def _check_numbers(num_images_per_prompt: int, num_inference_steps: int, **scales: float) -> None:
     counts = {"num_images_per_prompt": num_images_per_prompt, "num_inference_steps": num_inference_steps}
     for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
+        if not isinstance(count, Integral) or count < 1:
             raise ValueError(f"{name}={count!r} must be a positive int")
     for name, scale in scales.items():
-        if not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        if not isinstance(scale, Real) or not math.isfinite(scale):
             raise ValueError(f"{name}={scale!r} must be a finite number")
+
+
+def _check_generator(generator: Any, samples: int, copies: int) -> None:
+    several = isinstance(generator, (list, tuple))
+    for one in generator if several else [generator]:
+        if not isinstance(one, torch.Generator) and (several or one is not None):
+            raise ValueError(
+                f"generator={one!r} must be a torch.Generator; torch.Generator().manual_seed(0) makes one"
+            )
+    if several and len(generator) not in {samples, samples * copies}:
+        raise ValueError(
+            f"{len(generator)} generators, {samples} samples x {copies} pictures a prompt: give one, "
+            f"or a list of {samples} (or of {samples * copies})"
+        )
 
 
 def _count_samples(prompt: Any, prompt_embeds: Any) -> int | None:
@@ -167,7 +189,7 @@ def _count_samples(prompt: Any, prompt_embeds: Any) -> int | None:
     return prompt_embeds.shape[0]
 
 
-def _check_texts(pipe, prompt, prompt_embeds, negative_prompt, negative_prompt_embeds, samples, views) -> None:
+def _check_texts(pipe, prompt, prompt_embeds, negative_prompt, negative_prompt_embeds, samples, views, guided) -> None:
     if negative_prompt is not None and negative_prompt_embeds is not None:
         raise ValueError("give `negative_prompt` or `negative_prompt_embeds`: got both")
     for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
@@ -181,12 +203,17 @@ def _check_texts(pipe, prompt, prompt_embeds, negative_prompt, negative_prompt_e
                 raise ValueError(
                     f"`{name}` has width {embeds.shape[-1]}, the UNet expects {pipe.unet.config.cross_attention_dim}"
                 )
-    if prompt_embeds is not None and negative_prompt_embeds is not None:
-        if prompt_embeds.shape[-2] != negative_prompt_embeds.shape[-2]:
-            raise ValueError(
-                f"`prompt_embeds` has {prompt_embeds.shape[-2]} tokens and `negative_prompt_embeds` "
-                f"{negative_prompt_embeds.shape[-2]}; they must agree"
-            )
+    made = {"prompt_embeds": prompt_embeds, **({"negative_prompt_embeds": negative_prompt_embeds} if guided else {})}
+    lacking = [name for name, embeds in made.items() if embeds is None]
+    if lacking and (pipe.text_encoder is None or pipe.tokenizer is None):
+        raise ValueError(f"the pipeline has no text encoder or no tokenizer; give {' and '.join(lacking)}")
+    length = None if pipe.tokenizer is None else pipe.tokenizer.model_max_length
+    tokens = [length if embeds is None else embeds.shape[-2] for embeds in made.values()]
+    if len(set(tokens)) > 1:
+        raise ValueError(
+            f"the prompt has {tokens[0]} tokens and the negative prompt {tokens[1]}; they must agree: give "
+            "`negative_prompt_embeds` as long as `prompt_embeds`"
+        )
 
 
 def _check_size(pipe, conditions: Conditions, height: int | None, width: int | None) -> tuple[int, int]:
@@ -198,13 +225,13 @@ def _check_size(pipe, conditions: Conditions, height: int | None, width: int | N
         default = tuple(size * factor for size in given.nearest.shape[-2:])
     height, width = default[0] if height is None else height, default[1] if width is None else width
     for name, size in (("height", height), ("width", width)):
-        if not isinstance(size, int) or size <= 0 or size % factor:
-            below = int(size // factor * factor) if isinstance(size, (int, float)) and size > 0 else factor
+        if not isinstance(size, Integral) or size <= 0 or size % factor:
+            below = int(size // factor * factor) if isinstance(size, Real) and size > 0 else factor
             raise ValueError(
                 f"{name}={size!r} must be a positive multiple of {factor} pixels; try {max(below, factor)} or "
                 f"{max(below, factor) + factor}"
             )
-    return height, width
+    return int(height), int(width)
 
 
 def _check_latents(pipe, latents: Any, conditions: Conditions, samples: int, h: int, w: int) -> None:
@@ -215,3 +242,15 @@ def _check_latents(pipe, latents: Any, conditions: Conditions, samples: int, h: 
     if not isinstance(latents, torch.Tensor) or tuple(latents.shape) not in shapes:
         got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
         raise ValueError(f"latents are {got}; expected {shapes[0]} or {shapes[1]}")
+
+
+def check_callback(before: dict[str, torch.Tensor | None], after: dict[str, torch.Tensor | None]) -> None:
+    """Raise ValueError when a step's callback gave back a tensor of another shape or dtype than it was shown."""
+    for name, old in before.items():
+        new = after[name]
+        if old is not None and (new is None or (new.shape, new.dtype) != (old.shape, old.dtype)):
+            got = None if new is None else (tuple(new.shape), new.dtype)
+            raise ValueError(
+                f"callback_on_step_end made {name} {got}, it was {(tuple(old.shape), old.dtype)}: keep shape and "
+                "dtype (a batch holds all views; embeddings of a branch are separate, nothing need be cut off)"
+            )

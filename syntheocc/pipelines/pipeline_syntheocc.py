@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from syntheocc.models import MPIControlNetModel, MultiviewUNet2DConditionModel, previous_and_next
 from syntheocc.occupancy import CameraRig, OccupancyGrid, SemanticMPI
 from syntheocc.pipelines.acceleration import FastPathMixin
-from syntheocc.pipelines.checks import check_call, check_components
+from syntheocc.pipelines.checks import check_call, check_callback, check_components
 from syntheocc.pipelines.conditions import Conditions
 from syntheocc.pipelines.guidance import Guidance
 from syntheocc.pipelines.loading import LoadingMixin
@@ -294,6 +294,7 @@ class SyntheOccPipeline(
                     }
                     shown = {name: before[name] for name in callback_on_step_end_tensor_inputs}
                     after = {**before, **(callback_on_step_end(self, i, t, shown) or {})}
+                    check_callback(before, after)
                     latents = after["latents"]
                     prompt_embeds, negative_prompt_embeds = after["prompt_embeds"], after["negative_prompt_embeds"]
                     text = guidance.stack(prompt_embeds, negative_prompt_embeds, axis=0)
@@ -308,7 +309,8 @@ class SyntheOccPipeline(
         if output_type == "latent":
             return latents
         lead = latents.shape[:-3]
-        scaled = latents.flatten(0, -4) / self.vae.config.scaling_factor
+        # A VAE may stay in float32 beside half-precision networks.
+        scaled = latents.flatten(0, -4).to(self.vae.dtype) / self.vae.config.scaling_factor
         with self.fast_path_context():
             parts = [self.vae.decode(part, return_dict=False)[0] for part in scaled.split(self.decode_batch_size)]
         images = self.image_processor.postprocess(torch.cat(parts), output_type=output_type)

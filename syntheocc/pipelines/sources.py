@@ -137,6 +137,12 @@ class MPISource:
                 f"the MPI's taxonomy is {mpi.taxonomy.name!r}, the ControlNet's {spec.taxonomy_name!r}; render it "
                 f"with taxonomy=taxonomy_named({spec.taxonomy_name!r}), or pass occupancy= and cameras= instead"
             )
+        highest = max(int(mpi.labels.max()), int(mpi.nearest.max()))
+        if highest >= mpi.taxonomy.num_classes:
+            raise ValueError(
+                f"the MPI has class id {highest}, its taxonomy {mpi.taxonomy.name!r} 0..{mpi.taxonomy.num_classes - 1}"
+                f"; unknown cells (255) must be free, {mpi.taxonomy.free}, as render_mpi makes them"
+            )
         if self.rig is not None and tuple(self.rig.names) != self.view_names:
             raise ValueError(f"the MPI's cameras are {self.view_names}, the rig's {self.rig.names}: give one rig")
 

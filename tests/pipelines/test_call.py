@@ -159,6 +159,19 @@ def test_size_comes_from_the_mpi_or_the_config(pipe, call, grid, rig):
     assert default.shape[-2:] == (8, 8)  # the tiny UNet's sample_size
 
 
+def test_a_vae_in_float32_beside_half_precision_networks(builders, call, grid, rig):
+    pipe = builders[0]().to(torch.bfloat16)
+    pipe.vae.float()
+    assert call(pipe, occupancy=grid, cameras=rig).images.dtype == torch.float32
+
+
+def test_numbers_of_numpy(pipe, call, grid, rig):
+    numbers = {"height": np.int64(H), "num_inference_steps": np.int32(2), "guidance_scale": np.float32(7.5)}
+    plain = {"height": H, "num_inference_steps": 2, "guidance_scale": 7.5}
+    given, want = (call(pipe, occupancy=grid, cameras=rig, width=W, **each).images for each in (numbers, plain))
+    assert torch.equal(given, want)
+
+
 def test_same_seed_same_pictures(pipe, call, grid, rig):
     first = call(pipe, occupancy=grid, cameras=rig, generator=torch.Generator().manual_seed(3)).images
     again = call(pipe, occupancy=grid, cameras=rig, generator=torch.Generator().manual_seed(3)).images

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 
-from syntheocc import SyntheOccPipeline
+from syntheocc import MultiviewUNet2DConditionModel, SyntheOccPipeline
 from syntheocc.models.presets import tiny_components
 from syntheocc.occupancy import OCC3D_NUSCENES, PlaneSpec, render_mpi
 
@@ -48,7 +48,7 @@ def test_prompts(refused):
     refused("has width 31, the UNet expects 32", prompt=None, prompt_embeds=torch.zeros(1, 77, 31))
     refused("has 2 views, the rig 3", prompt=None, prompt_embeds=torch.zeros(1, 2, 77, 32))
     refused(
-        "77 tokens and `negative_prompt_embeds` 70",
+        "77 tokens and the negative prompt 70",
         prompt=None,
         prompt_embeds=torch.zeros(1, 77, 32),
         negative_prompt_embeds=torch.zeros(1, 70, 32),
@@ -61,13 +61,18 @@ def test_counts(refused, grid, rig):
     refused("2 generators, 3 samples", occupancy=[grid] * 3, generator=[torch.Generator()] * 2)
     refused("num_images_per_prompt=0", num_images_per_prompt=0)
     refused("num_inference_steps=2.5", num_inference_steps=2.5)
+    refused("generator=3 must be a torch.Generator", generator=3)
+    refused("generator=3 must be a torch.Generator", generator=[3])
 
 
 def test_numbers(refused):
     refused("guidance_scale=nan", guidance_scale=float("nan"))
     refused("mpi_guidance_scale='2'", mpi_guidance_scale="2")
     refused("0 <= start < end <= 1", control_guidance_start=0.6, control_guidance_end=0.5)
+    refused(r"control_guidance_start=\[0.0\]", control_guidance_start=[0.0])
+    refused("control_guidance_end=None", control_guidance_end=None)
     refused("clip_skip=9", clip_skip=9)
+    refused("clip_skip=1.0", clip_skip=1.0)
     refused("output_type='jpg'", output_type="jpg")
     refused("callback_on_step_end_tensor_inputs has", callback_on_step_end_tensor_inputs=["noise"])
 
@@ -87,6 +92,35 @@ def test_mpi(refused, grid, rig, six_cameras):
     refused("pixel_origin='corner'", **given(pixel_origin="corner"))
     refused("taxonomy is 'occ3d'", **given(taxonomy=OCC3D_NUSCENES.taxonomy))
     refused("give one rig", **{**given(), "cameras": six_cameras})
+    unknown = given()
+    unknown["mpi"].labels[0, 0, 0, 0] = 255
+    refused(r"class id 255, its taxonomy 'syntheocc' 0\.\.16", **unknown)
+
+
+def test_embeddings_of_another_length_and_no_text_encoder(refused, pipe, monkeypatch):
+    embeds = torch.zeros(1, 70, 32)
+    refused("70 tokens and the negative prompt 77", prompt=None, prompt_embeds=embeds)
+    monkeypatch.setattr(pipe, "text_encoder", None)
+    refused("no text encoder or no tokenizer; give prompt_embeds and negative_prompt_embeds")
+    refused("give negative_prompt_embeds", prompt=None, prompt_embeds=embeds)
+
+
+def test_networks_of_different_dtypes(builders, call, grid, rig):
+    pipe = builders[0]()
+    pipe.unet.bfloat16()
+    with pytest.raises(ValueError, match="the UNet is torch.bfloat16, the ControlNet torch.float32"):
+        call(pipe, occupancy=grid, cameras=rig)
+
+
+def test_callbacks_that_change_shapes(pipe, call, grid, rig):
+    for change in (lambda x: x[:1], lambda x: x.half()):
+        with pytest.raises(ValueError, match="callback_on_step_end made latents"):
+            call(
+                pipe,
+                occupancy=grid,
+                cameras=rig,
+                callback_on_step_end=lambda pipe, step, t, shown, change=change: {"latents": change(shown["latents"])},
+            )
 
 
 def test_parts_that_do_not_fit():
@@ -98,6 +132,11 @@ def test_parts_that_do_not_fit():
         SyntheOccPipeline(**{**components, "controlnet": stock})
     with pytest.raises(ValueError, match="init_noise_sigma"):
         SyntheOccPipeline(**{**components, "scheduler": FlowMatchEulerDiscreteScheduler()})
+    with pytest.raises(ValueError, match="vae is None"):
+        SyntheOccPipeline(**{**components, "vae": None})
+    distilled = MultiviewUNet2DConditionModel.from_config(components["unet"].config, time_cond_proj_dim=8)
+    with pytest.raises(ValueError, match="time_cond_proj_dim=8"):
+        SyntheOccPipeline(**{**components, "unet": distilled})
     wide = tiny_components(size="nano")
     with pytest.raises(ValueError, match="text widths differ"):
         SyntheOccPipeline(**{**components, "text_encoder": wide["text_encoder"]})
