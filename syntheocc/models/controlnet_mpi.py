@@ -10,7 +10,14 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from syntheocc.models.attention import DispatchAttnProcessor
-from syntheocc.models.loading import StrictLoadingMixin, config_for, copy_weights, place_like, takes_arguments_of
+from syntheocc.models.loading import (
+    StrictLoadingMixin,
+    config_for,
+    copy_weights,
+    initialised_by,
+    place_like,
+    takes_arguments_of,
+)
 from syntheocc.models.mpi_encoder import MPIEncoder
 from syntheocc.occupancy.taxonomy import TAXONOMIES, taxonomy_named
 
@@ -59,6 +66,8 @@ class MPIControlNetModel(StrictLoadingMixin, ControlNetModel):
 
     _repeated_blocks = ["BasicTransformerBlock", "FusedTransformerBlock"]
     _accepted_class_names = ("MPIControlNetModel", "ControlNetModel1x1")
+    # `encode_condition` runs outside `forward`, where group off-loading would not bring the encoder's weights.
+    _group_offload_block_modules = ["controlnet_cond_embedding"]
 
     @takes_arguments_of(ControlNetModel.__init__)
     def __init__(
@@ -123,6 +132,7 @@ class MPIControlNetModel(StrictLoadingMixin, ControlNetModel):
         taxonomy: str = "syntheocc",
         num_classes: int | None = None,
         free_class: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> "MPIControlNetModel":
         """Make a ControlNet from the encoder half of a UNet, stock or multi-view (its cross-view layers stay behind).
 
@@ -138,10 +148,10 @@ class MPIControlNetModel(StrictLoadingMixin, ControlNetModel):
             taxonomy: see the class.
             num_classes: only for a taxonomy that is not one of `syntheocc.occupancy.taxonomy.TAXONOMIES`.
             free_class: likewise.
+            generator: initialises the encoder; default: torch's global generator.
 
         Returns:
-            A new model on the device and in the dtype of `unet`. Its output is zero until it is trained; the encoder
-            is initialised from torch's global generator.
+            A new model on the device and in the dtype of `unet`. Its output is zero until it is trained.
 
         Raises:
             ValueError: an unknown taxonomy without num_classes and free_class, or a UNet that does not fit.
@@ -163,7 +173,8 @@ class MPIControlNetModel(StrictLoadingMixin, ControlNetModel):
             "num_classes": num_classes,
             "free_class": free_class,
         }
-        model = cls(**config_for(cls, unet.config, **own))
+        with initialised_by(generator):
+            model = cls(**config_for(cls, unet.config, **own))
         place_like(model, unet)
         copy_weights(unet, model, new=lambda name: name.startswith("controlnet_"))
         return model

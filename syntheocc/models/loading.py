@@ -1,9 +1,11 @@
 """What both networks share: configs that survive subclassing, weights copied by name, and strict loading."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
@@ -61,6 +63,21 @@ def copy_weights(source: nn.Module, target: nn.Module, new: Callable[[str], bool
             f"{_names('of another shape', reshaped)}"
         )
     target.load_state_dict({name: have[name] for name in want if name in have}, strict=False)
+
+
+@contextmanager
+def initialised_by(generator: torch.Generator | None) -> Iterator[None]:
+    """Let the layers made inside draw their weights from `generator`; None: from torch's global generator.
+
+    torch's modules know only the global one: it is seeded from `generator` for the while, and then put back.
+    """
+    if generator is None:
+        yield
+        return
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(seed))
+        yield
 
 
 def place_like(model: nn.Module, other: ModelMixin) -> None:

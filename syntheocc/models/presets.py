@@ -92,7 +92,7 @@ def tiny_components(
     shape = _SIZES[size]
     tokenizer = caption_tokenizer()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' generators as well
         vae = AutoencoderKL(
             block_out_channels=shape.vae_channels,
             down_block_types=("DownEncoderBlock2D",) * 4,

@@ -17,7 +17,14 @@ from syntheocc.models.attention import (
     MultiviewTransformerBlock,
     NeighborAttention,
 )
-from syntheocc.models.loading import StrictLoadingMixin, config_for, copy_weights, place_like, takes_arguments_of
+from syntheocc.models.loading import (
+    StrictLoadingMixin,
+    config_for,
+    copy_weights,
+    initialised_by,
+    place_like,
+    takes_arguments_of,
+)
 from syntheocc.models.neighbors import NeighborLinks, frame_links, view_links
 
 
@@ -94,22 +101,25 @@ class MultiviewUNet2DConditionModel(StrictLoadingMixin, UNet2DConditionModel):
         self.set_default_attn_processor()
 
     @classmethod
-    def from_unet(cls, unet: UNet2DConditionModel, **own: Any) -> "MultiviewUNet2DConditionModel":
+    def from_unet(
+        cls, unet: UNet2DConditionModel, generator: torch.Generator | None = None, **own: Any
+    ) -> "MultiviewUNet2DConditionModel":
         """Add cross-view layers to a stock UNet; before training, the output is the stock UNet's bit for bit.
 
         Args:
             unet: any SD-family UNet (1.x, 2.x); a MultiviewUNet2DConditionModel too, e.g. to add the video layers.
+            generator: initialises the new attention layers; default: torch's global generator.
             **own: this class's own arguments, e.g. `cross_frame_attention=True`.
 
         Returns:
-            A new model with copies of the weights, on the device and in the dtype of `unet`. The new attention layers
-            are initialised from torch's global generator.
+            A new model with copies of the weights, on the device and in the dtype of `unet`.
 
         Raises:
             ValueError: `unet` lacks weights that only it could supply.
 
         """
-        model = cls(**config_for(cls, unet.config, **own))
+        with initialised_by(generator):
+            model = cls(**config_for(cls, unet.config, **own))
         place_like(model, unet)
         copy_weights(unet, model, new=lambda name: not _NEW.isdisjoint(name.split(".")))
         return model

@@ -1,6 +1,9 @@
 """Components from a stock Stable Diffusion folder, alone or with the weights that SyntheOcc's authors released."""
 
+import inspect
+import json
 import os
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +11,7 @@ from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UniPCMultistepScheduler
+from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from syntheocc.models import MPIControlNetModel, MultiviewUNet2DConditionModel, load_released
@@ -22,11 +26,34 @@ BASE_PARTS = {
     "tokenizer": "tokenizer_config.json",
     "scheduler": "scheduler_config.json",
 }
+#: What diffusers and transformers raise for files that are not there, damaged, or pickles that want code.
+UNREADABLE = (OSError, json.JSONDecodeError, SafetensorError, pickle.UnpicklingError)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class LoadingMixin:
     """Constructors from other people's folders, and saving; DiffusionPipeline comes after it in a class's bases."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
+        """Load a folder that `save_pretrained` wrote, or a hub id, with all arguments of diffusers' pipelines.
+
+        Raises:
+            ValueError: it is a stock folder, or cannot be loaded; the message says what to give or call instead.
+        """
+        where = pretrained_model_name_or_path
+        if Path(where).is_dir() and not (Path(where) / "controlnet").is_dir() and "controlnet" not in kwargs:
+            raise ValueError(
+                f"{where} has no controlnet/: it is no SyntheOcc pipeline. {cls.__name__}.from_base(folder) makes one "
+                "of a stock Stable Diffusion folder"
+            )
+        try:
+            return super().from_pretrained(where, **kwargs)  # type: ignore[misc]
+        except UNREADABLE as error:
+            raise ValueError(
+                f"{where} could not be loaded: {error}\nGive a local folder that {cls.__name__}.save_pretrained "
+                "wrote; for a stock Stable Diffusion folder use from_base, for the released weights from_original"
+            ) from error
 
     @classmethod
     def from_base(cls, base: str | os.PathLike, **kwargs: Any) -> Self:
@@ -37,8 +64,9 @@ class LoadingMixin:
         Args:
             base: folder or id with `vae`, `text_encoder`, `tokenizer`, `unet` and `scheduler`.
             **kwargs: `dtype`, `variant`, `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`;
-                `unet_kwargs`, a dict for `MultiviewUNet2DConditionModel.from_unet`; all else goes to
-                `MPIControlNetModel.from_unet` (encoder_kind, num_planes, pixel_origin, taxonomy, ...).
+                `generator`, which initialises the new layers (default: torch's global one); `unet_kwargs`, a dict for
+                `MultiviewUNet2DConditionModel.from_unet`; all else goes to `MPIControlNetModel.from_unet`
+                (encoder_kind, num_planes, pixel_origin, taxonomy, ...).
 
         Raises:
             ValueError: the base cannot be loaded (the message says what to give instead), or is of another family.
@@ -70,16 +98,26 @@ def load_base(
     dtype: torch.dtype | None = None,
     variant: str | None = None,
     unet_kwargs: dict[str, Any] | None = None,
+    generator: torch.Generator | None = None,
     **kwargs: Any,
 ) -> dict[str, Any]:
     """Components of a fresh pipeline on a stock base; see `LoadingMixin.from_base`."""
     hub = {key: kwargs.pop(key) for key in HUB_KWARGS if key in kwargs}
+    known = list(inspect.signature(MPIControlNetModel.from_unet).parameters)[1:]
+    if unknown := sorted(set(kwargs) - set(known)):
+        raise ValueError(f"from_base has no argument {unknown}; besides its own it takes {known}")
     check_base(base, (*BASE_PARTS, "unet"))
-    check_family(_fetch(base, UNet2DConditionModel.load_config, subfolder="unet", **hub))
+    config = _fetch(base, UNet2DConditionModel.load_config, subfolder="unet", **hub)
+    if config.get("_class_name") in MultiviewUNet2DConditionModel._accepted_class_names:
+        raise ValueError(
+            f"unet/ of {base} is multi-view already, a fresh pipeline would lose its cross-view layers: load it with "
+            "from_pretrained, or give the stock base it was made from"
+        )
+    check_family(config)
     components = _load_frozen(base, dtype, variant, hub)
     stock = _fetch(base, UNet2DConditionModel.from_pretrained, subfolder="unet", dtype=dtype, variant=variant, **hub)
-    components["unet"] = MultiviewUNet2DConditionModel.from_unet(stock, **(unet_kwargs or {})).eval()
-    components["controlnet"] = MPIControlNetModel.from_unet(stock, **kwargs).eval()
+    components["unet"] = MultiviewUNet2DConditionModel.from_unet(stock, generator, **(unet_kwargs or {})).eval()
+    components["controlnet"] = MPIControlNetModel.from_unet(stock, generator=generator, **kwargs).eval()
     return components
 
 
@@ -127,7 +165,7 @@ def _fetch(base: str | os.PathLike, load: Callable, **kwargs: Any) -> Any:
     """Call a `from_pretrained`; what fails is said with the remedy."""
     try:
         return load(base, **{key: value for key, value in kwargs.items() if value is not None})
-    except OSError as error:
+    except UNREADABLE as error:
         raise ValueError(f"{kwargs['subfolder']}/ of {base} could not be loaded: {error}\n{_remedy()}") from error
 
 

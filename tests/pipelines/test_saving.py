@@ -2,12 +2,14 @@
 
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline, PNDMScheduler, UNet2DConditionModel, UniPCMultistepScheduler
+from diffusers.hooks.group_offloading import ModuleGroup
 from diffusers.utils import logging
 
 from syntheocc import SyntheOccPipeline
@@ -126,6 +128,46 @@ def test_bases_that_cannot_be(base, tmp_path):
     (xl / "unet" / "config.json").write_text(json.dumps({**config, "addition_embed_type": "text_time"}))
     with pytest.raises(ValueError, match="Stable Diffusion XL"):
         SyntheOccPipeline.from_base(xl)
+    with pytest.raises(ValueError, match=r"no argument \['torch_dtype'\]"):
+        SyntheOccPipeline.from_base(base, torch_dtype=torch.float16)
+
+
+def truncated(folder, file, target):
+    shutil.copytree(folder, target)
+    content = (target / file).read_bytes()
+    (target / file).write_bytes(content[: len(content) // 2])
+    return target
+
+
+@pytest.mark.parametrize("file", ["text_encoder/model.safetensors", "tokenizer/tokenizer.json"])
+def test_damaged_bases_are_named(base, tmp_path, file):
+    with pytest.raises(ValueError, match=rf"{file.split('/')[0]}/ of .* could not be loaded(.|\n)*local folder"):
+        SyntheOccPipeline.from_base(truncated(base, file, tmp_path / "base"), num_planes=4)
+
+
+def test_folders_that_are_no_pipeline(saved, base, tmp_path):
+    with pytest.raises(ValueError, match="from_base"):
+        SyntheOccPipeline.from_pretrained(base)
+    with pytest.raises(ValueError, match="multi-view already"):  # its trained layers would be lost without a word
+        SyntheOccPipeline.from_base(saved[0])
+    with pytest.raises(ValueError, match="Give a local folder that SyntheOccPipeline.save_pretrained wrote"):
+        SyntheOccPipeline.from_pretrained("nobody/no-such-model", local_files_only=True)
+    damaged = truncated(saved[0], "controlnet/diffusion_pytorch_model.safetensors", tmp_path / "damaged")
+    with pytest.raises(ValueError, match="controlnet(.|\n)*Give a local folder"):
+        SyntheOccPipeline.from_pretrained(damaged)
+
+
+def test_fresh_layers_come_from_the_generator(base):
+    def fresh(seed):
+        state = torch.random.get_rng_state()
+        pipe = SyntheOccPipeline.from_base(base, num_planes=4, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(torch.random.get_rng_state(), state)
+        encoder = pipe.controlnet.controlnet_cond_embedding.plane_class_embedding
+        return [encoder, *(p for name, p in pipe.unet.multiview_parameters() if name.endswith("to_q.weight"))]
+
+    first, again, other = fresh(0), fresh(0), fresh(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -231,3 +273,26 @@ def test_model_offloading(builders, call, grid, rig):
     assert torch.equal(output.images, expected)
     assert len(loaded) == 2 + 2  # to encode the condition and the null condition, and once a step
     assert offloaded[0] is pipe.controlnet  # before the VAE needs its place
+
+
+def test_group_offloading_brings_the_encoder(builders, call, grid, rig, monkeypatch):
+    pipe = builders[0]()
+    expected = call(pipe, occupancy=grid, cameras=rig).images
+    cpu, brought = torch.device("cpu"), set()
+    pipe.enable_group_offload(
+        onload_device=cpu, offload_device=cpu, offload_type="block_level", num_blocks_per_group=1
+    )
+    onload = ModuleGroup.onload_
+
+    def record(group):
+        onload(group)
+        brought.update(id(p) for p in group.parameters)
+        brought.update(id(p) for module in group.modules for p in module.parameters())
+
+    monkeypatch.setattr(ModuleGroup, "onload_", record)
+    encoder, missing = pipe.controlnet.controlnet_cond_embedding, []
+    encoder.position_encoder[2].register_forward_hook(
+        lambda *_: missing.extend(name for name, p in encoder.named_parameters() if id(p) not in brought)
+    )
+    assert torch.equal(call(pipe, occupancy=grid, cameras=rig).images, expected)
+    assert brought and not missing
