@@ -9,6 +9,9 @@ The voxel rule, in order of priority:
    of the ground there. Below it nothing is labelled: it is free, as it is in the real datasets' files.
 
 Where several solids of the same priority hold a voxel, the last one in `Scene.primitives_at` counts.
+
+4. **Insides**: what stands is labelled `SHELL` voxels deep. Deeper voxels are free, as no sensor could ever see them
+   and the real files hold none; two voxels stop every ray, also one that is sampled a plane at a time.
 Legend: P solids, X Y Z voxels.
 """
 
@@ -25,6 +28,7 @@ from syntheocc.worlds.voxelize import paint
 
 __all__ = ["exact_grid", "exact_labels", "ground_levels", "grid_to_world", "world_table"]
 
+SHELL = 2
 GROUND_CLASSES = ("driveable_surface", "other_flat", "sidewalk", "terrain")
 
 
@@ -34,7 +38,7 @@ def exact_grid(scene: Any, t: float, preset: Preset, device: torch.device | str 
 
 
 def exact_labels(
-    scene: Any, t: float, preset: Preset, device: torch.device | str | None = None
+    scene: Any, t: float, preset: Preset, device: torch.device | str | None = None, shell: int | None = SHELL
 ) -> tuple[OccupancyGrid, Tensor]:
     """The labels and instances of a scene at a time.
 
@@ -43,6 +47,7 @@ def exact_labels(
         t: seconds; everything stands where it is at that time, the ego car included (its own body is no label).
         preset: the grid ("ego" or "lidar" frame) and the class table of the labels.
         device: where the grid is made; the CPU when left out.
+        shell: how many voxels deep buildings and the like are; None fills them.
 
     Returns:
         The grid (`grid2ego` is the scene's lidar2ego for grids in the lidar frame), and instances int32 [X, Y, Z]: 0
@@ -63,8 +68,14 @@ def exact_labels(
     level, ground = ground_levels(scene.ground, grid2world, preset.spec, labels.device)
     height = torch.arange(preset.spec.shape[2], device=labels.device)
     below = height < level[..., None]
+    # Told before the ground is laid: under a house there is no ground to see.
+    inside = torch.zeros_like(below)
+    if shell is not None:
+        stands = (labels != WORLD_TAXONOMY.free) & (instances == 0)
+        inside = stands & _eroded(stands | below, shell)
     free_at_ground = (height == level[..., None]) & (labels == WORLD_TAXONOMY.free)
-    labels = torch.where(below, WORLD_TAXONOMY.free, torch.where(free_at_ground, ground[..., None], labels))
+    labels = torch.where(free_at_ground, ground[..., None], labels)
+    labels = torch.where(below | inside, WORLD_TAXONOMY.free, labels)
     instances = torch.where(below, 0, instances)
     table = world_table(preset.taxonomy).to(labels.device)
     return OccupancyGrid(table[labels.int()], preset.spec, preset.taxonomy, grid2ego), instances
@@ -92,6 +103,7 @@ def ground_levels(
         ground: a `Ground`.
         grid2world: [4, 4]; may be tilted, the columns then are too.
         spec: the grid.
+        device: of the results.
 
     Returns:
         level int64 [X, Y], the index of the voxel at the column's middle (may lie outside the grid), and the ground's
@@ -113,6 +125,18 @@ def ground_levels(
     point = flat + z[..., None] * up
     level = ((z - spec.lower[2]) / spec.voxel_size[2]).floor().long()
     return level, ground.label_at(point[..., :2])
+
+
+def _eroded(held: Tensor, steps: int) -> Tensor:
+    """Voxels whose neighbours, up to `steps` away along every axis, are all held; beyond the grid all is held."""
+    for axis in range(3):
+        near = held
+        for _ in range(steps):
+            before = torch.cat([near.narrow(axis, 0, 1), near.narrow(axis, 0, near.shape[axis] - 1)], axis)
+            after = torch.cat([near.narrow(axis, 1, near.shape[axis] - 1), near.narrow(axis, -1, 1)], axis)
+            near = near & before & after
+        held = near
+    return held
 
 
 def _priority(label: Tensor) -> Tensor:

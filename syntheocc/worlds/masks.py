@@ -80,7 +80,8 @@ def passed_voxels(
 
     Args:
         observed: bool [X, Y, Z] on the CPU, written.
-        origin: [3], points: [N, 3] metres in the grid's frame; either may lie outside the grid.
+        origin: [3] metres in the grid's frame; may lie outside the grid.
+        points: [N, 3], likewise.
         spec: where the voxels lie.
         backend: "torch" or "numba"; None takes numba where it is installed.
     """
