@@ -155,7 +155,6 @@ def _seed(scene: Scene, shot: Shot) -> int:
 def _colors(around: Surroundings, field: Tensor, distance: Tensor, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Radiance float32 [N, H, W, 3], labels uint8 and instances int32 [N, H, W]."""
     images, height, width, _ = field.shape
-    geometry = around.geometry
     rays, distance, row = field.reshape(-1, 3), distance.reshape(-1), row.reshape(-1)
     radiance = torch.zeros_like(rays)
     labels = torch.zeros(len(rays), dtype=torch.uint8, device=rays.device)

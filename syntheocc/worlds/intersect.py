@@ -150,7 +150,10 @@ def ground_hit(ground: Ground, origins: Tensor, directions: Tensor, max_distance
     can = started & (steepest > 1e-9)
     limit = min(max_distance, 1e4)
     for _ in range(_GROUND_STEPS):
-        t = torch.where(can & (t <= limit), t + above / steepest, t)
+        falling = can & (t <= limit) & (above > 1e-12)
+        if not bool(falling.any()):
+            break
+        t = torch.where(falling, t + above / steepest, t)
         points = origins + t[:, None] * directions
         above = (points[:, 2] - ground.height(points[:, :2])).clamp_min(0)
     return torch.where(can & (t <= limit) & (above < 1e-6), t, torch.inf)
