@@ -77,7 +77,7 @@ COLUMNS = 13
 
 
 def material_table(materials: list[Material] | tuple[Material, ...]) -> Tensor:
-    """float32 [M, 13]: base rgb, second rgb, 1 / scale_m, roughness, reflectivity, emission, atlas layer, offset uv."""
+    """float32 [M, 13]: base and second rgb, 1 / scale_m, roughness, reflectivity, emission, atlas layer, offset uv."""
     rows = []
     for material in materials:
         layer = PATTERNS.index(material.pattern) * VARIANTS + material.seed % VARIANTS

@@ -56,7 +56,7 @@ def develop(radiance: Tensor, light: Lighting, seeds: list[int], sharp: bool = F
     if light.rain and not sharp:
         zoom = max(1, round(height / 450))
         for layer in (1, 2):
-            tile = torch.stack([_tiled(streaks, height, width, zoom * layer, s[5 + layer]) for s in settings])
+            tile = _tiled(streaks, height, width, zoom * layer, settings[:, 5 + layer])
             color = torch.lerp(color, color.mean((1, 2), keepdim=True) * 1.25, 0.16 * light.rain * tile[..., None])
     # A filmic shoulder: straight in the shadows, bending towards 1.
     color = color * (1 + color / 9) / (1 + color)
@@ -64,18 +64,18 @@ def develop(radiance: Tensor, light: Lighting, seeds: list[int], sharp: bool = F
     encoded = torch.where(color <= 0.0031308, 12.92 * color, 1.055 * color.clamp_min(1e-6) ** (1 / 2.4) - 0.055)
     if not sharp:
         strength = (0.004 + 0.006 * settings[:, 5]) * (1 + 1.2 * (light.exposure > 1.5))
-        grain = torch.stack([_tiled(noise, height, width, 1, s[8]) for s in settings])
+        grain = _tiled(noise, height, width, 1, settings[:, 8])
         encoded = encoded + grain * strength.to(device)[:, None, None, None] * (1.2 - 0.6 * encoded)
     return (encoded * 255 + 0.5).clamp(0, 255).to(torch.uint8)
 
 
-def _tiled(tile: Tensor, height: int, width: int, zoom: int, place: Tensor) -> Tensor:
-    """The tile laid over an image from a place that the number in 0..1 stands for, enlarged a whole number of times."""
+def _tiled(tile: Tensor, height: int, width: int, zoom: int, places: Tensor) -> Tensor:
+    """The tile [S, S, ...] laid over N images, from places [N] in 0..1, enlarged a whole number of times."""
     side = tile.shape[0]
-    start = int(float(place) * 65521)
+    start = (places.double() * 65521).long().to(tile.device)[:, None]
     rows = (torch.arange(height, device=tile.device) // zoom + start) % side
     columns = (torch.arange(width, device=tile.device) // zoom + start // side) % side
-    return tile[rows][:, columns]
+    return tile[rows[:, :, None], columns[:, None]]
 
 
 def _blur(color: Tensor, sigma: Tensor) -> Tensor:

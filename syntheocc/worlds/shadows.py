@@ -1,7 +1,8 @@
 """What the sun reaches, and how much sky is seen from a point: depth maps along parallel rays.
 
 Each image has a sun map and an overhead map of its own, about a point before its camera and at its instant: two
-cameras of a frame are up to 43 ms apart, in which a car and its shadow move by half a metre. Legend: N images, M points.
+cameras of a frame are up to 43 ms apart, in which a car and its shadow move by half a metre.
+Legend: N images, M points.
 """
 
 from dataclasses import dataclass

@@ -35,7 +35,8 @@ class Atlas:
 
         Args:
             layer: int64 [M].
-            u, v: float32 [M], 1 is one repetition.
+            u: float32 [M]; 1 is one repetition.
+            v: float32 [M], upwards on walls.
             level: float32 [M] mip level; the next integer is read.
 
         Returns:

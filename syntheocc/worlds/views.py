@@ -59,24 +59,24 @@ def camera_rays(camera: Camera, device: torch.device | str = "cpu") -> CameraRay
     return CameraRays(unit.float().to(device), scale.float().to(device), *planes, angle if angle == angle else 1e-3)
 
 
-def world_tiles(cameras: list[CameraRays], cam2world: Tensor) -> RayTiles:
+def world_tiles(lenses: list[CameraRays], cam2world: Tensor) -> RayTiles:
     """The rays of N cameras of one image size, turned to the world's axes; cam2world float64 [N, 4, 4]."""
-    device = cameras[0].unit.device
-    turn = cam2world[:, :3, :3].to(device)
-    field = torch.stack([rays.unit @ turn[n].float().T for n, rays in enumerate(cameras)])
-    return RayTiles(
-        field,
-        torch.zeros(len(cameras), 3, device=device),
-        torch.stack([_turned(rays.planes, turn[n]) for n, rays in enumerate(cameras)]).float(),
-        torch.stack([_turned(rays.coarse, turn[n]) for n, rays in enumerate(cameras)]).float(),
-        parallel=False,
-    )
+    device = lenses[0].unit.device
+    images = len(lenses)
+    turn = cam2world[:, :3, :3].to(device).transpose(-1, -2)
+    unit, planes, coarse = _stacked(tuple(lenses))
+    field = torch.bmm(unit.flatten(1, 2), turn.float()).reshape(images, *lenses[0].unit.shape)
+    turned = []
+    for sides in (planes, coarse):
+        sides = sides.clone()
+        sides[:, :, :4, :3] = sides[:, :, :4, :3] @ turn[:, None]
+        turned.append(sides.float())
+    return RayTiles(field, torch.zeros(images, 3, device=device), *turned, parallel=False)
 
 
-def _turned(planes: Tensor, turn: Tensor) -> Tensor:
-    planes = planes.clone()
-    planes[:, :4, :3] = planes[:, :4, :3] @ turn.T
-    return planes
+@lru_cache(maxsize=2)
+def _stacked(lenses: tuple[CameraRays, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(torch.stack([getattr(lens, name) for lens in lenses]) for name in ("unit", "planes", "coarse"))
 
 
 @lru_cache(maxsize=16)
