@@ -1,7 +1,7 @@
 """``syntheocc world``: a procedural street world written as a nuScenes data root (and a KITTI one)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -28,7 +28,10 @@ class WorldConfig:
     labels: Literal["exact", "accumulated"] = flag(
         "exact", "occupancy from the geometry, or accumulated from lidar sweeps with the real data's errors"
     )
-    kitti: bool = flag(False, "also write a KITTI odometry and SemanticKITTI tree, beside --out in kitti/")
+    kitti: bool = flag(
+        False,
+        "also write <out>/kitti, a KITTI odometry and SemanticKITTI tree (of 10 train, 1 val and 11 test scenes)",
+    )
     version: str = flag("v1.0-trainval", "folder of the tables")
     workers: int | None = flag(None, "processes; by default as many as there are processors")
 
@@ -77,14 +80,17 @@ def run(config: WorldConfig) -> int:
     plan = config.plan()
     check_settings(root / SETTINGS_FILE, config.settings(), "give another --out, or remove the folder")
     atomic_write_json(root / SETTINGS_FILE, config.settings())
-    missing = [scene for scene in plan if not is_complete(root, scene.name)]
-    failed = _make_all(config, missing, len(plan))
-    if len(failed) == len(plan):
-        frames = []
-    else:
-        frames = finish_tree(root, tree_options(config))
-    made = len(missing) - len(failed)
-    print(f"{root}: {len(frames)} key frames; {made} scenes made, {len(plan) - len(missing)} were there already")
+    sequences = kitti_sequences(plan) if config.kitti else {}
+    jobs = []
+    for scene in plan:
+        sequence = sequences.get(scene.name)
+        sequence = None if sequence is None or _kitti_mark(root, scene.name).is_file() else sequence
+        if sequence is not None or not is_complete(root, scene.name):
+            jobs.append((scene, sequence))
+    failed = _make_all(config, jobs, len(plan))
+    frames = finish_tree(root, tree_options(config)) if len(failed) < len(plan) else []
+    made = len(jobs) - len(failed)
+    print(f"{root}: {len(frames)} key frames; {made} scenes made, {len(plan) - len(jobs)} were there already")
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}")
     return 1 if failed else 0
@@ -97,25 +103,57 @@ def tree_options(config: WorldConfig):
     return TreeOptions(version=config.version, sweeps=config.sweeps, labels=config.labels)
 
 
-def make_one(config: WorldConfig, scene: "ScenePlan") -> None:
-    """Make and write one scene, with one thread: sums in another order would give other bytes."""
+def kitti_sequences(plan: Sequence["ScenePlan"]) -> dict[str, str]:
+    """Scene name -> SemanticKITTI's sequence, for as many scenes of each split as KITTI has sequences."""
+    from syntheocc.worlds.kitti_tree import SEQUENCES
+
+    out = {}
+    for split, names in SEQUENCES.items():
+        members = [scene.name for scene in plan if scene.split == split]
+        out |= dict(zip(members, names, strict=False))
+    return out
+
+
+def _kitti_mark(root: Path, name: str) -> Path:
+    """The file that says that a scene's KITTI sequence is complete."""
+    return root / "world" / f"kitti-{name}.json"
+
+
+def make_one(config: WorldConfig, scene: "ScenePlan", sequence: str | None = None) -> None:
+    """Make and write what is missing of one scene.
+
+    With one thread: sums in another order would give other bytes.
+
+    Args:
+        config: the job.
+        scene: which one.
+        sequence: its KITTI sequence; None where none is to be written.
+    """
     import dataclasses
 
     import torch
 
+    from syntheocc.engine.files import atomic_write_json
     from syntheocc.worlds.scene import make_scene
-    from syntheocc.worlds.tree import write_scene
+    from syntheocc.worlds.tree import is_complete, write_scene
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         world = make_scene(scene.seed, split=scene.split, image_size=config.image_size(), key_frames=config.key_frames)
-        write_scene(dataclasses.replace(world, name=scene.name), config.out, tree_options(config))
+        world = dataclasses.replace(world, name=scene.name)
+        if not is_complete(config.out, scene.name):
+            write_scene(world, config.out, tree_options(config))
+        if sequence is not None:
+            from syntheocc.worlds.kitti_tree import write_kitti_sequence
+
+            write_kitti_sequence(world, config.out / "kitti", sequence)
+            atomic_write_json(_kitti_mark(config.out, scene.name), {"sequence": sequence})
     finally:
         torch.set_num_threads(threads)
 
 
-def _make_all(config: WorldConfig, missing: Sequence["ScenePlan"], total: int) -> dict[str, str]:
+def _make_all(config: WorldConfig, jobs: Sequence[tuple["ScenePlan", str | None]], total: int) -> dict[str, str]:
     """Make scenes in a pool of processes; returns name -> reason of those that failed."""
     import multiprocessing
     import os
@@ -123,26 +161,28 @@ def _make_all(config: WorldConfig, missing: Sequence["ScenePlan"], total: int) -
 
     from tqdm import tqdm
 
-    workers = min(config.workers or os.cpu_count() or 1, max(len(missing), 1))
+    workers = min(config.workers or os.cpu_count() or 1, max(len(jobs), 1))
     failed: dict[str, str] = {}
-    with tqdm(total=total, initial=total - len(missing), desc="scenes", unit="scene") as bar:
+    with tqdm(total=total, initial=total - len(jobs), desc="scenes", unit="scene") as bar:
         if workers == 1:
-            for scene in missing:
+            for scene, sequence in jobs:
                 try:
-                    make_one(config, scene)
+                    make_one(config, scene, sequence)
                 except (ValueError, OSError) as error:
                     failed[scene.name] = str(error)
                 bar.update()
             return failed
+        # The command line's config is of a class made on the fly, which no other process knows.
+        config = WorldConfig(**{f.name: getattr(config, f.name) for f in fields(WorldConfig)})
         # spawn: a forked child would inherit torch's and numba's threads.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            jobs = {pool.submit(make_one, config, scene): scene.name for scene in missing}
+            running = {pool.submit(make_one, config, *job): job[0].name for job in jobs}
             try:
-                for job in as_completed(jobs):
+                for job in as_completed(running):
                     error = job.exception()
                     if isinstance(error, ValueError | OSError):
-                        failed[jobs[job]] = str(error)
+                        failed[running[job]] = str(error)
                     elif error is not None:
                         raise error
                     bar.update()

@@ -57,8 +57,8 @@ class WorldBatch:
 class WorldStream:
     """An endless, seeded stream of batches; any batch can be asked for by its number.
 
-    Batch i draws its samples, at any instant, from the `pool` scenes that are alive then; every `scene_batches` batches
-    the oldest makes room for a new one. Scene j of a split is the one that `syntheocc world` writes as its j-th.
+    Batch i draws its samples, at any instant, from the `pool` scenes that are alive then; after `scene_batches` of
+    them the oldest makes room for a new one. Scene j of a split is the one that `syntheocc world` writes as its j-th.
 
     Args:
         seed: of the world.
