@@ -4,7 +4,6 @@ The world frame is z up, metres; `ego2global` of the real datasets is `Scene.ego
 first key frame. Legend: P solids, A actors, T times.
 """
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,53 +14,23 @@ from torch import Tensor
 from syntheocc.occupancy.cameras import CameraRig
 from syntheocc.occupancy.data.frames import Boxes
 from syntheocc.occupancy.transforms import invert_rigid
-from syntheocc.worlds.actors import Actor, Parked, Travel, on_ground
+from syntheocc.worlds.actors import Actor
+from syntheocc.worlds.ego import EGO_BOX, Ego, ego_body, jittered_lidar, jittered_rig, sway
+from syntheocc.worlds.families import SPLITS, random_for
+from syntheocc.worlds.footprints import Footprints
+from syntheocc.worlds.furnish import Furnisher
 from syntheocc.worlds.ground import Ground
+from syntheocc.worlds.layout import make_plan
+from syntheocc.worlds.lots import make_lots
 from syntheocc.worlds.materials import Material
+from syntheocc.worlds.paint import paint_ground
+from syntheocc.worlds.palette import Palette
 from syntheocc.worlds.primitives import Primitives
 from syntheocc.worlds.taxonomy import LIDARSEG_NAMES, LIDARSEG_TO_WORLD, WORLD_TAXONOMY
+from syntheocc.worlds.traffic import Cast
+from syntheocc.worlds.weather import LIGHTS, WEATHERS, caption_of, sky_of, sun_of
 
 __all__ = ["Ego", "Scene", "make_scene"]
-
-
-@dataclass(frozen=True, eq=False)
-class Ego:
-    """The ego car; its frame is nuScenes': below the middle of the rear axle, on the ground, x forward, z up.
-
-    Args:
-        motion: where it drives.
-        ground: what it drives on; the body is tilted as the ground is.
-        sway: float64 [K, 4] of small rocking of the body: axis (0 pitch, 1 roll), amplitude (radians), rate (radians a
-            second), phase.
-    """
-
-    motion: Parked | Travel
-    ground: Ground
-    sway: np.ndarray  # [K, 4]
-
-    def poses_at(self, times: np.ndarray | list[float]) -> np.ndarray:
-        """float64 [T, 4, 4] ego2global at times [T] (seconds)."""
-        times = np.asarray(times, dtype=np.float64)
-        poses = on_ground(self.ground, self.motion.planar(times))
-        rocking = np.zeros((*times.shape, 2))
-        for axis, amplitude, rate, phase in self.sway:
-            rocking[..., int(axis)] += amplitude * np.sin(rate * times + phase)
-        pitch, roll = rocking[..., 0], rocking[..., 1]
-        zero, one = np.zeros_like(pitch), np.ones_like(pitch)
-        about_y = np.stack([np.cos(pitch), zero, np.sin(pitch), zero, one, zero, -np.sin(pitch), zero, np.cos(pitch)])
-        about_x = np.stack([one, zero, zero, zero, np.cos(roll), -np.sin(roll), zero, np.sin(roll), np.cos(roll)])
-        turn = [np.moveaxis(m, 0, -1).reshape(*times.shape, 3, 3) for m in (about_y, about_x)]
-        poses[..., :3, :3] = poses[..., :3, :3] @ turn[0] @ turn[1]
-        return poses
-
-    def pose_at(self, t: float) -> Tensor:
-        """float64 [4, 4] ego2global at time t (seconds)."""
-        return torch.from_numpy(self.poses_at([t])[0])
-
-    def velocity_at(self, t: float) -> Tensor:
-        """float64 [3] m/s along the world's axes at time t, a central difference over 2 ms."""
-        before, after = self.poses_at([t - 1e-3, t + 1e-3])[:, :3, 3]
-        return torch.from_numpy((after - before) / 2e-3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,76 +129,70 @@ def make_scene(
     image_size: tuple[int, int] | None = (400, 224),
     rig: CameraRig | None = None,
     key_frames: int = 20,
+    weather: str | None = None,
+    light: str | None = None,
+    name: str | None = None,
 ) -> Scene:
-    """Thin first version; see the module."""
-    from syntheocc.worlds.actors import SpeedProfile
-    from syntheocc.worlds.families import random_for
-    from syntheocc.worlds.solids import Solids
-    from syntheocc.worlds.street import LIDAR2EGO, nominal_rig
+    """Make a scene from a seed; the same arguments give the same scene, tensor for tensor.
 
-    random = random_for(seed, "thin")
-    waves = torch.tensor([[0.5, 0.03, 0.01, 1.0]], dtype=torch.float64)
-    n = 2500
-    labels = torch.full((n, n), WORLD_TAXONOMY.id_of("terrain"), dtype=torch.uint8)
-    y = (torch.arange(n) + 0.5) * 0.1 - 125
-    labels[:, y.abs() < 8] = WORLD_TAXONOMY.id_of("sidewalk")
-    labels[:, y.abs() < 5] = WORLD_TAXONOMY.id_of("driveable_surface")
-    table = torch.zeros(256, dtype=torch.uint8)
-    table[11], table[13], table[14] = 0, 1, 2
-    ground = Ground(labels, table[labels.int()], (-75.0, -125.0), 0.0, torch.zeros(2, dtype=torch.float64), waves)
-    materials = (
-        Material((0.12, 0.12, 0.12), pattern="asphalt"),
-        Material((0.35, 0.34, 0.33), pattern="slabs"),
-        Material((0.1, 0.25, 0.05), pattern="grass"),
-        Material((0.4, 0.1, 0.1), pattern="plain", roughness=0.3),
-        Material((0.5, 0.4, 0.3), (0.05, 0.06, 0.08), pattern="windows", scale_m=12.0),
-        Material((0.1, 0.3, 0.05), pattern="leaves"),
-    )
-    static = Solids("manmade")
-    for x in range(-60, 160, 20):
-        z = float(ground.height(torch.tensor([x, 16.0])))
-        static.use("manmade").box((x, 10, z - 1), (x + 14, 22, z + 9), 4)
-        static.use("vegetation").cylinder((x, -9.5, z + 1), 0.2, 4.0, 3)
-        static.ellipsoid((x, -9.5, z + 4.5), (2, 2, 2), 5)
-    car = Solids("vehicle.car")
-    car.box((-2.3, -0.9, -0.5), (2.3, 0.9, 0.1), 3)
-    car.box((-1.5, -0.8, 0.1), (1.0, 0.8, 0.75), 3)
-    car.cylinder((1.4, 0, -0.45), 0.3, 1.8, 0, axis="y")
+    Args:
+        seed: what everything is drawn from. Consecutive seeds go round the layouts, weathers and lights.
+        split: "train", "val" or "test": whose families of assets, layouts and textures are used.
+        image_size: (width, height) of the cameras' images, pixels; None is 1600x900.
+        rig: cameras to use as they are, instead of the nuScenes-like ones with jittered calibration; `image_size` does
+            not touch it.
+        key_frames: number of key frames, two a second.
+        weather: one of `weather.WEATHERS` instead of the seed's.
+        light: one of `weather.LIGHTS` instead of the seed's.
+        name: the scene's name; "scene-" and the seed when left out.
 
-    class _Line:
-        def points(self, s):
-            return np.stack([s, np.full_like(s, -1.75)], -1)
+    Raises:
+        ValueError: an unknown split, weather or light, a negative seed, or no key frame.
 
-    cars = [
-        Actor(
-            random.bytes(16).hex(),
-            "vehicle.car",
-            (4.6, 1.8, 1.5),
-            car.primitives(),
-            Travel(_Line(), SpeedProfile((0.0,), (8.0,), 15.0 + 12 * i)),
-            ground,
-            "vehicle.moving",
-        )
-        for i in range(3)
-    ]
-    ego = Ego(Travel(_Line(), SpeedProfile((0.0,), (8.0,))), ground, np.array([[0, 0.004, 5.0, 0.0], [1, 0.004, 4, 1]]))
-    body = Solids("vehicle.ego")
-    body.box((-0.9, -0.9, 0.3), (3.8, 0.9, 0.9), 3)
+    Example:
+        >>> scene = make_scene(0)
+        >>> len(scene.key_times), len(scene.boxes_at(0.0, scene.ego.pose_at(0.0))) > 50
+        (20, True)
+    """
+    for what, value, known in (("split", split, SPLITS), ("weather", weather, WEATHERS), ("light", light, LIGHTS)):
+        if value not in known and not (value is None and what != "split"):
+            raise ValueError(f"{what} must be one of {', '.join(known)}; got {value!r}")
+    if seed < 0 or key_frames < 1:
+        raise ValueError(f"a scene needs a seed >= 0 and at least one key frame; got {seed} and {key_frames}")
+    key_times = tuple(0.5 * i for i in range(key_frames))
+    seeds_weather, seeds_light = sky_of(seed)
+    weather, light = weather or seeds_weather, light or seeds_light
+    plan = make_plan(seed, split, key_times[-1])
+    lots = make_lots(plan, random_for(seed, "lots"))
+    paint = Palette(random_for(seed, "palette", split), split)
+    ground = paint_ground(plan, lots, paint, random_for(seed, "ground"))
+    # Sweeps before the first and cameras around the last key frame still see a world without clashes.
+    taken = Footprints(np.arange(-1.0, key_times[-1] + 1.01, 0.25))
+    ego_middle = plan.ego.planar(taken.times)
+    (x0, y0, _), (x1, y1, _) = EGO_BOX
+    ahead = (x0 + x1) / 2
+    ego_middle[:, 0] += ahead * np.cos(ego_middle[:, 2])
+    ego_middle[:, 1] += ahead * np.sin(ego_middle[:, 2])
+    taken.add(ego_middle, ((x1 - x0) / 2 + 0.6, (y1 - y0) / 2 + 0.3))
+    static = Furnisher(plan, lots, ground, paint, split, random_for(seed, "furnish"), taken).run()
+    actors = Cast(seed, split, plan, lots, ground, paint, random_for(seed, "cast"), taken).run()
+    ego_random, calibration = random_for(seed, "ego"), random_for(seed, "calibration")
+    width, height = image_size or (1600, 900)
     return Scene(
-        name=f"scene-{seed:04d}",
+        name=name or f"scene-{seed:04d}",
         seed=seed,
         split=split,
-        weather="clear",
-        light="day",
-        sun_direction=torch.tensor([0.5, 0.3, math.sqrt(1 - 0.34)], dtype=torch.float64),
-        caption="a sunny street",
+        weather=weather,
+        light=light,
+        sun_direction=sun_of(light, random_for(seed, "sun")),
+        caption=caption_of(weather, light, plan.kind, [actor.category for actor in actors]),
         ground=ground,
-        static=static.primitives(),
-        materials=materials,
-        actors=tuple(cars),
-        ego=ego,
-        rig=rig or nominal_rig(*(image_size[::-1] if image_size else (900, 1600))),
-        lidar2ego=torch.from_numpy(LIDAR2EGO.copy()),
-        key_times=tuple(0.5 * i for i in range(key_frames)),
-        ego_body=body.primitives(),
+        static=static,
+        ego_body=ego_body(ego_random, paint),
+        materials=tuple(paint.materials),
+        actors=actors,
+        ego=Ego(plan.ego, ground, sway(ego_random)),
+        rig=rig or jittered_rig(calibration, height, width),
+        lidar2ego=jittered_lidar(calibration),
+        key_times=key_times,
     )

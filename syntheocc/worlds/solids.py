@@ -66,6 +66,12 @@ class Solids:
         rotation = pose(0, 0, 0, yaw)[:3, :3] @ axes_rotation("z", pitch)
         self._add(BOX, (low + high) / 2, (high - low) / 2, rotation, 0.0, material)
 
+    def oriented_box(
+        self, center: Sequence[float], half: Sequence[float], rotation: np.ndarray, material: int
+    ) -> None:
+        """A box with half edges `half`, turned by a rotation matrix [3, 3] about its centre."""
+        self._add(BOX, center, half, rotation, 0.0, material)
+
     def ellipsoid(self, center: Sequence[float], radii: Sequence[float], material: int, yaw: float = 0.0) -> None:
         """An ellipsoid with half axes `radii`."""
         self._add(ELLIPSOID, center, radii, pose(0, 0, 0, yaw)[:3, :3], 0.0, material)
@@ -78,11 +84,12 @@ class Solids:
         material: int,
         axis: str = "z",
         taper: float = 0.0,
-        tilt: float = 0.0,
+        upside_down: bool = False,
     ) -> None:
-        """A cylinder or cone about an axis, centred; taper shrinks its far end; tilt turns it about y (radians)."""
+        """A cylinder or cone about an axis, centred; taper shrinks its far end (upside down: its near end)."""
         rx, ry = (radius, radius) if isinstance(radius, int | float) else radius
-        self._add(CONE, center, (rx, ry, length / 2), axes_rotation(axis, tilt), taper, material)
+        rotation = axes_rotation(axis) @ (np.diag([1.0, -1.0, -1.0]) if upside_down else np.eye(3))
+        self._add(CONE, center, (rx, ry, length / 2), rotation, taper, material)
 
     def rod(self, start: Sequence[float], end: Sequence[float], radius: float, material: int, taper: float = 0.0):
         """A cylinder between two points."""
