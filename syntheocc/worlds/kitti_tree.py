@@ -1,9 +1,9 @@
 """A scene written as a KITTI odometry sequence with SemanticKITTI's labels.
 
 `<root>/sequences/XX/`: `calib.txt` with Tr, `times.txt`, `poses.txt` (10 Hz, all frames), and for every key frame
-(2 Hz: each fifth frame, those that SemanticKITTI gives voxels for) `image_2`, `image_3`, `velodyne`, `labels`, `voxels`
-(`.bin .label .invalid .occluded`, in the layout since 2020-08-24) and `depth` (exact, of the left picture). The
-modules that write here are the ones that read: `occupancy.data.kitti` and `occupancy.data.semantic_kitti`.
+(2 Hz: each fifth frame, those that SemanticKITTI gives voxels for) `image_2`, `image_3`, `velodyne`, `labels`,
+`voxels` (`.bin .label .invalid .occluded`, in the layout since 2020-08-24) and `depth` (exact, of the left picture).
+The modules that write here are the ones that read: `occupancy.data.kitti` and `occupancy.data.semantic_kitti`.
 
 The same street carries another sensor set: a velodyne on the roof (x forward, y left, z up) and a rectified stereo
 pair before it, all at one instant.
