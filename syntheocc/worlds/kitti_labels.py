@@ -88,13 +88,14 @@ def kitti_voxels(view: Scene, t: float, scan: VelodyneScan, horizon: float = HOR
     grid = kitti_grid(view, t)
     occupied, spec = grid.labels != SEMANTIC_KITTI_TAXONOMY.free, grid.spec
     world2velodyne = invert_rigid(view.ego.pose_at(t) @ view.lidar2ego)
-    seen = seen_from(occupied, spec, torch.zeros(3, dtype=torch.float64))
+    hit = torch.from_numpy(voxelize_scan(scan.points))
+    seen = seen_from(occupied, spec, torch.zeros(3, dtype=torch.float64)) | hit
     occluded = ~seen
     last = min(t + horizon, view.key_times[-1])
     for later in (t + (last - t) / 2, last) if last > t else ():
         eye = transform_points(world2velodyne, (view.ego.pose_at(later) @ view.lidar2ego)[None, :3, 3])[0]
         seen |= seen_from(occupied, spec, eye)
-    return SemanticKittiVoxels(grid, torch.from_numpy(voxelize_scan(scan.points)), ~seen, occluded)
+    return SemanticKittiVoxels(grid, hit, ~seen, occluded)
 
 
 def seen_from(occupied: Tensor, spec: GridSpec, eye: Tensor) -> Tensor:
