@@ -121,54 +121,52 @@ def building(
         _block(solids, (x0, half_y - 0.5, -_DEEP), top, paint.pick("facade", random))
 
 
-def tree(solids: Solids, family_id: int, random: np.random.Generator, paint: Palette) -> float:
-    """A broad-leaved tree, a conifer, a poplar or a palm; returns the radius of its trunk (metres)."""
+def tree(solids: Solids, family_id: int, random: np.random.Generator, paint: Palette, simple: bool = False) -> None:
+    """A broad-leaved tree, a conifer, a poplar or a palm; `simple` leaves out the smaller boughs."""
     style = random_for(family_id, "style", "tree")
     kind = ("round", "spread", "conifer", "poplar", "round", "palm")[int(style.integers(6))]
-    k = random.uniform(0.75, 1.25)
+    k = random.uniform(0.8, 1.3)
     leaves, bark = paint.pick("leaves", random), paint.pick("bark", random)
     solids.use("static.vegetation")
     trunk = style.uniform(0.13, 0.26) * k
     if kind == "conifer":
         height = style.uniform(6, 10) * k
         solids.cylinder((0, 0, 0.5), trunk, 3.0, bark)
-        for i in range(3):
+        for i in range(1 if simple else 3):
             z0 = height * (0.12 + 0.24 * i)
-            radius = 0.22 * height * (1 - 0.26 * i)
-            solids.cylinder((0, 0, z0 + 0.21 * height), radius, 0.42 * height, leaves, taper=1.0)
+            radius = 0.26 * height * (1 - 0.26 * i)
+            solids.cylinder(
+                (0, 0, z0 + 0.21 * height), radius, 0.42 * height * (2 if simple else 1), leaves, taper=1.0
+            )
     elif kind == "palm":
         height = style.uniform(4.5, 7) * k
         solids.rod((0, 0, -1), (0.3, 0.1, height), trunk * 0.8, bark, taper=0.2)
-        for i in range(6):
-            angle = i * np.pi / 3 + random.uniform(-0.2, 0.2)
-            solids.ellipsoid(
-                (0.3 + 1.1 * np.cos(angle), 0.1 + 1.1 * np.sin(angle), height - 0.1), (1.3, 0.38, 0.22), leaves, angle
-            )
+        for angle in np.arange(1 if simple else 3) * np.pi / 3 + random.uniform(0, 1):
+            solids.ellipsoid((0.3, 0.1, height), (2.3, 2.0 if simple else 0.5, 0.3), leaves, float(angle))
     elif kind == "poplar":
         height = style.uniform(7, 11) * k
         solids.cylinder((0, 0, 1.0), trunk, 4.0, bark)
-        solids.ellipsoid((0, 0, height * 0.55), (1.25 * k, 1.25 * k, height * 0.45), leaves)
+        solids.ellipsoid((0, 0, height * 0.54), (1.5 * k, 1.5 * k, height * 0.46), leaves)
     else:
-        bole, radius = style.uniform(1.7, 2.6) * k, style.uniform(1.6, 2.4) * k
+        bole, radius = style.uniform(1.5, 2.2) * k, style.uniform(2.0, 2.9) * k
         solids.cylinder((0, 0, bole / 2), trunk, bole + 2.0, bark, taper=0.25)
-        flat = 0.6 if kind == "spread" else 0.9
-        solids.ellipsoid((0, 0, bole + radius * flat * 0.9), (radius, radius, radius * flat), leaves)
-        for _ in range(3):
+        flat = 0.65 if kind == "spread" else 0.9
+        solids.ellipsoid((0, 0, bole + radius * flat * 0.8), (radius, radius, radius * flat), leaves)
+        for _ in range(0 if simple else 2):
             angle, part = random.uniform(0, 2 * np.pi), random.uniform(0.45, 0.65) * radius
             x, y = 0.75 * radius * np.cos(angle), 0.75 * radius * np.sin(angle)
-            z = bole + radius * flat * random.uniform(0.5, 1.5)
+            z = bole + radius * flat * random.uniform(0.4, 1.4)
             solids.ellipsoid((x, y, z), (part, part, 0.8 * part), paint.pick("leaves", random))
-    return trunk
 
 
-def bush(solids: Solids, random: np.random.Generator, paint: Palette) -> None:
-    """A shrub of two or three ellipsoids, 0.5 to 1.6 m high."""
+def bush(solids: Solids, random: np.random.Generator, paint: Palette, simple: bool = False) -> None:
+    """A shrub of one or two ellipsoids, 0.6 to 1.6 m high."""
     solids.use("static.vegetation")
-    k = random.uniform(0.5, 1.1)
-    for _ in range(int(random.integers(2, 4))):
-        x, y = random.uniform(-0.6, 0.6, 2) * k
+    k = random.uniform(0.6, 1.2)
+    for _ in range(1 if simple else 2):
+        x, y = random.uniform(-0.5, 0.5, 2) * k
         solids.ellipsoid(
-            (x, y, 0.5 * k), (0.9 * k, 0.8 * k, 0.75 * k), paint.pick("leaves", random), random.uniform(0, 3)
+            (x, y, 0.5 * k), (0.95 * k, 0.85 * k, 0.8 * k), paint.pick("leaves", random), random.uniform(0, 3)
         )
 
 

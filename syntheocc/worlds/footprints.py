@@ -39,36 +39,46 @@ class Footprints:
 
     def __init__(self, times: np.ndarray):
         self.times = times
-        self._planar: list[np.ndarray] = []  # [T, 3] each
-        self._half: list[tuple[float, float]] = []
-        self._stacked: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        self._count = 0
+        self._planar = np.zeros((64, len(times), 3))
+        self._half = np.zeros((64, 2))
+        # Where each one ever is: lower x and y, upper x and y.
+        self._reach = np.zeros((64, 4))
 
     def __len__(self) -> int:
-        return len(self._half)
+        return self._count
+
+    def _everywhere(self, planar: np.ndarray, half: np.ndarray) -> np.ndarray:
+        radius = np.hypot(*half)
+        return np.concatenate([planar[:, :2].min(0) - radius, planar[:, :2].max(0) + radius])
 
     def add(self, planar: np.ndarray, half: tuple[float, float]) -> None:
         """Take a place: planar [3] or [T, 3] (x, y, yaw), half edges (along, across) in metres."""
-        self._planar.append(np.broadcast_to(planar, (len(self.times), 3)))
-        self._half.append(half)
-        self._stacked = None
+        i = self._count
+        if i == len(self._half):
+            for name in ("_planar", "_half", "_reach"):
+                array = getattr(self, name)
+                setattr(self, name, np.concatenate([array, np.zeros_like(array)]))
+        self._planar[i], self._half[i] = planar, half
+        self._reach[i] = self._everywhere(self._planar[i], self._half[i])
+        self._count += 1
 
     def free(self, planar: np.ndarray, half: tuple[float, float], margin: float = 0.0) -> bool:
         """Whether a rectangle, wider by `margin` on every side, meets none that is taken, at any of the times."""
-        if not self._half:
-            return True
-        if self._stacked is None:
-            taken = np.stack(self._planar)
-            sizes = np.array(self._half)
-            self._stacked = taken, sizes, np.hypot(sizes[:, 0], sizes[:, 1])
-        taken, sizes, radii = self._stacked
         mine = np.broadcast_to(np.asarray(planar, dtype=np.float64), (len(self.times), 3))
         wide = np.array(half) + margin
-        reach = (radii + np.hypot(*wide))[:, None]
-        close = (np.abs(taken[..., 0] - mine[:, 0]) < reach) & (np.abs(taken[..., 1] - mine[:, 1]) < reach)
-        who, when = np.nonzero(close)
+        reach, taken = self._everywhere(mine, wide), self._reach[: self._count]
+        meet = (taken[:, :2] <= reach[2:]).all(1) & (taken[:, 2:] >= reach[:2]).all(1)
+        who = meet.nonzero()[0]
         if not len(who):
             return True
-        return not overlap(mine[when], np.broadcast_to(wide, (len(who), 2)), taken[who, when], sizes[who]).any()
+        other, sizes = self._planar[who], self._half[who]
+        close = np.hypot(*sizes.T) + np.hypot(*wide)
+        gap = np.hypot(other[..., 0] - mine[:, 0], other[..., 1] - mine[:, 1])
+        which, when = np.nonzero(gap < close[:, None])
+        if not len(which):
+            return True
+        return not overlap(mine[when], np.broadcast_to(wide, (len(which), 2)), other[which, when], sizes[which]).any()
 
     def claim(self, planar: np.ndarray, half: tuple[float, float], margin: float = 0.0) -> bool:
         """Take a place if it is free; says whether it was."""

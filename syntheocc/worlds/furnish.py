@@ -91,6 +91,14 @@ class Furnisher:
         """Take the place if nothing stands there."""
         return self.taken.claim(np.array([x, y, yaw]), half, 0.15)
 
+    def far(self, x: float, y: float) -> bool:
+        """Whether a point is so far from the ego car's way that a tree may be a ball on a stick."""
+        return float(np.hypot(self.way[:, 0] - x, self.way[:, 1] - y).min()) > 55.0
+
+    def _tree(self, x: float, y: float, yaw: float) -> None:
+        kind, simple = int(self.random.choice(self.trees)), self.far(x, y)
+        assets.tree(self.at(x, y, yaw), kind, self.random, self.paint, simple)
+
     def _curb_stone(self, x: float, y: float, yaw: float, half: float, material: int) -> None:
         slope = self.ground.gradient(torch.tensor([x, y], dtype=torch.float64)).numpy()
         pitch = -float(np.arctan(slope @ np.array([np.cos(yaw), np.sin(yaw)])))
@@ -102,13 +110,18 @@ class Furnisher:
             for side in (1, -1):
                 s = road.span[0]
                 while s < road.span[1]:
-                    bent = bool(np.abs(road.path.curvatures(np.array([s, s + 6.0]))).max())
-                    step = 2.5 if bent else 6.0
+                    # Stones are long where the curb is straight, and far away there are none.
+                    bent = bool(np.abs(road.path.curvatures(np.array([s, s + 7.0]))).max())
+                    step = 2.5 if bent else 7.0
                     x, y, yaw = beside(road, s + step / 2, side, 0.1)
                     ends = [beside(road, s + e, side, 0.1) for e in (0.0, step)]
                     points = np.array([ends[0][:2], (x, y), ends[1][:2]])
                     edges = np.delete(edge_distances(plan, points[:, 0], points[:, 1])[2], index, 0)
-                    if self.inside(x, y) and (not len(edges) or edges.min() > plan.corner_radius - 0.3):
+                    if (
+                        self.inside(x, y)
+                        and not self.far(x, y)
+                        and (not len(edges) or edges.min() > plan.corner_radius - 0.3)
+                    ):
                         half = float(np.hypot(*(points[2] - points[0]))) / 2
                         self._curb_stone(x, y, yaw, half, stone)
                     s += step
@@ -139,15 +152,15 @@ class Furnisher:
             x, y = lot.place(0.0, lot.house_y)
             self.taken.add(np.array([x, y, lot.yaw]), (lot.house[0] / 2, lot.house[1] / 2 + 1.0))
             assets.building(self.at(x, y, lot.yaw), int(random.choice(self.houses)), lot.house, random, paint)
-        trees = {"park": 5, "yard": 2, "house": 1, "tower": 1, "plaza": 1, "parking": 0}[lot.kind]
+        trees = {"park": 7, "yard": 3, "house": 1, "tower": 1, "plaza": 1}.get(lot.kind, 0)
         for _ in range(int(random.integers(trees, trees + 2))):
             x, y = lot.place(*(random.uniform(-0.85, 0.85, 2) * half))
             if self.claim(x, y, 0.0, (0.5, 0.5)):
-                assets.tree(self.at(x, y, random.uniform(0, 6)), int(random.choice(self.trees)), random, paint)
+                self._tree(x, y, random.uniform(0, 6))
         for _ in range(int(random.integers(0, {"park": 7, "yard": 5, "house": 4}.get(lot.kind, 1)))):
             x, y = lot.place(*(random.uniform(-0.9, 0.9, 2) * half))
             if self.claim(x, y, 0.0, (0.7, 0.7)):
-                assets.bush(self.at(x, y, 0.0), random, paint)
+                assets.bush(self.at(x, y, 0.0), random, paint, self.far(x, y))
         if lot.row == 0 and lot.kind in ("house", "yard", "park") and random.random() < 0.45:
             length = lot.size[0] * random.uniform(0.5, 0.95)
             x, y = lot.place(random.uniform(-0.5, 0.5) * (lot.size[0] - length), -half[1] + 0.4)
@@ -160,7 +173,7 @@ class Furnisher:
     def _street(self, index: int) -> None:
         """Trees, lamps, signs and benches along the sidewalks of a road."""
         random, paint, road = self.random, self.paint, self.plan.roads[index]
-        gap_lamp, gap_tree = random.uniform(22, 32), random.uniform(9, 16)
+        gap_lamp, gap_tree = random.uniform(22, 32), random.uniform(7, 13)
         tree_out = road.sidewalk + road.verge / 2 if road.verge > 1.0 else 0.8
         rows = (
             ("lamp", gap_lamp, 0.45), ("tree", gap_tree, tree_out), ("sign", 38.0, 0.5), ("bench", 26.0, road.sidewalk - 0.5),
@@ -186,14 +199,14 @@ class Furnisher:
                     if kind == "lamp":
                         assets.lamp(solids, self.lamp, random, paint)
                     elif kind == "tree":
-                        assets.tree(solids, int(random.choice(self.trees)), random, paint)
+                        self._tree(x, y, yaw)
                     elif kind == "sign":
                         # Whoever drives on this side comes along -x of this frame.
                         assets.sign(self.at(x, y, yaw + np.pi), int(random.choice(self.signs)), random, paint)
                     elif kind == "bench":
                         assets.furniture(solids, self.lamp, random, paint)
                     elif kind == "bush":
-                        assets.bush(solids, random, paint)
+                        assets.bush(solids, random, paint, self.far(x, y))
                     else:
                         assets.bus_stop(solids, random, paint)
 

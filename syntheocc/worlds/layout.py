@@ -108,7 +108,7 @@ class Plan:
 
 
 def _cross_section(style: np.random.Generator, path: Path, side_street: bool) -> Road:
-    lanes = 1 if side_street or style.random() < 0.55 else 2
+    lanes = 1 if side_street or style.random() < 0.45 else 2
     return Road(
         path=path,
         lanes_per_side=lanes,

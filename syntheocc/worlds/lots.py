@@ -15,12 +15,12 @@ class Lot:
     """A rectangle at (x, y) whose local x runs along the street and whose local y leads away from it.
 
     Args:
-        kind: "house", "tower", "park", "yard", "parking" or "plaza".
+        kind: "house", "tower", "park", "yard", "parking", "court" or "plaza".
         x, y, yaw: of its middle, metres and radians.
         size: along the street and away from it, metres.
         house: size of the building, None for none; its middle is `house_y` metres further from the street.
         road: index of the road that it lies at.
-        row: 0 at the sidewalk, 1 behind that.
+        row: 0 at the sidewalk, 1 and 2 behind that.
     """
 
     kind: str
@@ -33,14 +33,14 @@ class Lot:
     road: int
     row: int
 
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        """World (x, y) of a point of the lot's local frame."""
+    def place(self, x, y):
+        """World x and y of points x, y [...] of the lot's local frame, metres."""
         cos, sin = np.cos(self.yaw), np.sin(self.yaw)
         return self.x + x * cos - y * sin, self.y + x * sin + y * cos
 
 
-_FRONT = (("house", 0.56), ("park", 0.16), ("yard", 0.1), ("parking", 0.11), ("plaza", 0.07))
-_BACK = (("tower", 0.6), ("park", 0.25), ("house", 0.15))
+_FRONT = (("house", 0.55), ("park", 0.18), ("yard", 0.08), ("parking", 0.16), ("plaza", 0.03))
+_BACK = (("tower", 0.46), ("park", 0.22), ("court", 0.32))
 
 
 def _pick(random: np.random.Generator, table: tuple[tuple[str, float], ...]) -> str:
@@ -49,40 +49,53 @@ def _pick(random: np.random.Generator, table: tuple[tuple[str, float], ...]) -> 
 
 
 def make_lots(plan: Plan, random: np.random.Generator) -> list[Lot]:
-    """Lots along every road, two rows deep, none on a sidewalk or on another lot."""
+    """Lots along every road, three rows deep, none on a sidewalk or on another lot."""
     taken = Footprints(np.zeros(1))
     lots: list[Lot] = []
-    grid = np.stack(np.meshgrid(np.linspace(-1, 1, 7), np.linspace(-1, 1, 5)), -1).reshape(-1, 2)
-    widest = max(road.sidewalk for road in plan.roads)
-    for row in (0, 1):
+    for row in range(3):
         for index, road in enumerate(plan.roads):
             for side in (1, -1):
                 s = road.span[0] + random.uniform(0, 8)
                 while s < road.span[1]:
-                    length = random.uniform(11, 24) if row == 0 else random.uniform(16, 34)
-                    depth = random.uniform(11, 17) if row == 0 else random.uniform(14, 24)
-                    near = road.half_width + road.sidewalk + road.verge * (row == 0)
-                    middle = near + depth / 2 + (row * random.uniform(18, 24))
-                    at = s + length / 2
-                    yaw = float(road.path.yaws(at))
-                    x, y = road.path.points(at) + side * middle * np.array([-np.sin(yaw), np.cos(yaw)])
-                    yaw += np.pi * (side < 0)
-                    kind = _pick(random, _FRONT if row == 0 else _BACK)
-                    house, house_y = None, 0.0
-                    if kind in ("house", "tower"):
-                        house = (length * random.uniform(0.78, 0.98), depth * random.uniform(0.6, 0.85))
-                        house_y = random.uniform(-0.4, 0.3) * (depth - house[1])
-                    lot = Lot(kind, float(x), float(y), yaw, (length, depth), house, house_y, index, row)
-                    half = (length / 2, depth / 2)
-                    corners = np.array([lot.place(u * half[0], v * half[1]) for u, v in grid])
-                    inside = (corners > plan.lower - 40).all() and (corners < plan.upper + 40).all()
-                    step = length + random.uniform(0.4, 4.0)
-                    if inside:
-                        edges = edge_distances(plan, corners[:, 0], corners[:, 1])[2]
-                        clear = (rounded_edge(edges, plan.corner_radius) > widest + 0.2).all()
-                        if clear and taken.claim(np.array([x, y, yaw]), half):
-                            lots.append(lot)
-                        elif row == 0:
-                            step = 4.0
-                    s += step
+                    lot = _draw(plan, index, side, row, s, random)
+                    fits = _inside(plan, lot) and _off_roads(plan, lot)
+                    if fits and taken.claim(np.array([lot.x, lot.y, lot.yaw]), (lot.size[0] / 2, lot.size[1] / 2)):
+                        lots.append(lot)
+                        s += lot.size[0] + random.uniform(0.4, 4.0)
+                    else:
+                        s += 5.0
     return lots
+
+
+def _draw(plan: Plan, index: int, side: int, row: int, s: float, random: np.random.Generator) -> Lot:
+    """A lot that begins at s of a road, on its left (side +1) or right."""
+    road = plan.roads[index]
+    length = random.uniform(11, 24) if row == 0 else random.uniform(14, 30)
+    depth = random.uniform(11, 17) if row == 0 else random.uniform(13, 22)
+    near = road.half_width + road.sidewalk
+    middle = near + depth / 2 + (road.verge if row == 0 else random.uniform(16, 20) + 22.0 * (row - 1))
+    yaw = float(road.path.yaws(np.float64(s + length / 2)))
+    x, y = road.path.points(np.float64(s + length / 2)) + side * middle * np.array([-np.sin(yaw), np.cos(yaw)])
+    kind = _pick(random, _FRONT if row == 0 else _BACK)
+    house, house_y = None, 0.0
+    if kind in ("house", "tower"):
+        house = (length * random.uniform(0.8, 0.98), depth * random.uniform(0.65, 0.9))
+        house_y = random.uniform(-0.4, 0.3) * (depth - house[1])
+    yaw += np.pi * (side < 0)
+    return Lot(kind, float(x), float(y), yaw, (length, depth), house, house_y, index, row)
+
+
+_GRID = np.stack(np.meshgrid(np.linspace(-0.5, 0.5, 7), np.linspace(-0.5, 0.5, 5)), -1).reshape(-1, 2)
+
+
+def _inside(plan: Plan, lot: Lot) -> bool:
+    middle = np.array([lot.x, lot.y])
+    return bool((middle > plan.lower - 25).all() and (middle < plan.upper + 25).all())
+
+
+def _off_roads(plan: Plan, lot: Lot) -> bool:
+    """Whether a lot lies clear of every road and sidewalk."""
+    x, y = lot.place(_GRID[:, 0] * lot.size[0], _GRID[:, 1] * lot.size[1])
+    edges = edge_distances(plan, x, y)[2]
+    widest = max(road.sidewalk for road in plan.roads)
+    return bool((rounded_edge(edges, plan.corner_radius) > widest + 0.2).all())

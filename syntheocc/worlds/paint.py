@@ -189,9 +189,9 @@ def _paint_tiles(plan, x, y, corner, labels, materials, choice: _Choice) -> None
 
 def _paint_lot(plan: Plan, lot: Lot, labels, materials, paint: Palette, random: np.random.Generator) -> None:
     """A lot's yard, and 0 (no ground) where its house stands: nobody sees the ground there."""
-    use = {"parking": "road", "plaza": "other_flat"}.get(lot.kind, "terrain")
-    if lot.kind in ("house", "tower") and random.random() < 0.25:
-        use = "sidewalk"
+    use = {"parking": "road", "court": "road", "plaza": "other_flat"}.get(lot.kind, "terrain")
+    if lot.kind in ("house", "tower"):
+        use = str(random.choice(["sidewalk", "road", "terrain"], p=[0.25, 0.4, 0.35]))
     material = paint.pick(use, random)
     label = {"road": ROAD, "other_flat": FLAT, "sidewalk": SIDEWALK}.get(use, TERRAIN)
     _paint_rectangle(plan, lot, (0.0, 0.0), lot.size, label, material, labels, materials)

@@ -110,13 +110,13 @@ class Cast:
         behind_ego = isinstance(ego.path, Offset) and index == 0 and abs(ego.path.d - lane.d) < 0.1
         s = low + random.uniform(0, 25)
         while s < high:
-            kind = str(random.choice(["car", "truck", "motorcycle", "bus"], p=[0.9, 0.045, 0.045, 0.01]))
+            kind = str(random.choice(["car", "truck", "motorcycle"], p=[0.92, 0.05, 0.03]))
             model = (
                 self._vehicle(kind) if kind != "motorcycle" else cycle(kind, self.family(), random, self.paint, True)
             )
             profile = SpeedProfile((0.0,), (speed * random.uniform(0.97, 1.03),), s)
             line = next((line for line in self._stop_line(index, lane.sign) if s < line[1]), None)
-            step = model.size[0] + random.uniform(9.0, 42.0)
+            step = model.size[0] + random.uniform(12.0, 55.0)
             if behind_ego:
                 profile = SpeedProfile(ego.profile.times, ego.profile.speeds, s)
             elif not green and line is not None:
@@ -148,8 +148,8 @@ class Cast:
     def _large_ones(self) -> None:
         """Buses, trucks, trailers: as many a scene as the classes' shares ask for, near the ego car's way."""
         counts = {
-            "bus": int(stratified(self.seed, "bus") < 0.42),
-            "trailer": int(stratified(self.seed, "trailer") < 0.55),
+            "bus": int(stratified(self.seed, "bus") < 0.4),
+            "trailer": int(stratified(self.seed, "trailer") < 0.7),
             "truck": 1 + int(stratified(self.seed, "truck") < 0.6),
         }
         for name, count in counts.items():
@@ -203,7 +203,7 @@ class Cast:
     def _parking(self) -> None:
         random = self.random
         for index, road in enumerate(self.plan.roads):
-            share = random.uniform(0.25, 0.6)
+            share = random.uniform(0.12, 0.4)
             for side in (1, -1):
                 s = road.span[0]
                 while road.parking and s < road.span[1]:
@@ -221,14 +221,14 @@ class Cast:
             if lot.kind != "parking" or not self.near(lot.x, lot.y):
                 continue
             for u in np.arange(-lot.size[0] / 2 + 1.6, lot.size[0] / 2 - 1.2, 2.7):
-                if random.random() < 0.6:
+                if random.random() < 0.4:
                     x, y = lot.place(float(u), lot.size[1] / 2 - 2.7)
                     yaw = lot.yaw + random.choice([0.5, -0.5]) * np.pi + random.normal(0, 0.02)
                     self.stand(self._vehicle("car"), x, y, yaw, "vehicle.parked", 0.12)
 
     def _cycles(self) -> None:
         random = self.random
-        for name, riding, standing in (("bicycle", 3, 4), ("motorcycle", 1, 2)):
+        for name, riding, standing in (("bicycle", 2, 1), ("motorcycle", 1, 2)):
             for moving in [True] * riding + [False] * standing:
                 model = cycle(name, self.family(), random, self.paint, rider=moving)
                 for _ in range(12):
