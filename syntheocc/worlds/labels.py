@@ -59,26 +59,26 @@ def exact_labels(
     grid2ego, grid2world = grid_to_world(scene, t, preset.spec)
     solids = scene.primitives_at(t).to(device or "cpu")
     solids = solids.transformed(invert_rigid(grid2world).to(solids.shape2frame))
-    order = _priority(solids.label).argsort(stable=True)
-    owner = paint(solids.select(order), preset.spec)
-    label = torch.cat([solids.label[order], solids.label.new_zeros(1)])
-    instance = torch.cat([solids.instance[order], solids.instance.new_zeros(1)]).int()
-    # -1 (no solid) picks the last, which is free.
-    labels, instances = label[owner], instance[owner]
-    level, ground = ground_levels(scene.ground, grid2world, preset.spec, labels.device)
-    height = torch.arange(preset.spec.shape[2], device=labels.device)
-    below = height < level[..., None]
-    # Told before the ground is laid: under a house there is no ground to see.
-    inside = torch.zeros_like(below)
+    solids = solids.select(_priority(solids.label).argsort(stable=True))
+    table, spec, free = world_table(preset.taxonomy).to(solids.label.device), preset.spec, preset.taxonomy.free
+    # Entry 0 of each list is for voxels without a solid. Ten million voxels: small types, and few passes over them.
+    owner = paint(solids, spec).add_(1).flatten()
+    nothing = solids.label.new_zeros(1)
+    labels = torch.cat([nothing + free, table[solids.label.int()]]).index_select(0, owner).reshape(spec.shape)
+    instances = torch.cat([nothing, solids.instance]).int().index_select(0, owner).reshape(spec.shape)
+    held = (owner > 0).reshape(spec.shape)
+    level, ground = ground_levels(scene.ground, grid2world, spec, labels.device)
+    level = level.clamp(-1, spec.shape[2]).to(torch.int16)[..., None]
+    height = torch.arange(spec.shape[2], dtype=torch.int16, device=labels.device)
+    below, bare = height < level, (height == level) & ~held
     if shell is not None:
-        stands = (labels != WORLD_TAXONOMY.free) & (instances == 0)
-        inside = stands & _eroded(stands | below, shell)
-    free_at_ground = (height == level[..., None]) & (labels == WORLD_TAXONOMY.free)
-    labels = torch.where(free_at_ground, ground[..., None], labels)
-    labels = torch.where(below | inside, WORLD_TAXONOMY.free, labels)
-    instances = torch.where(below, 0, instances)
-    table = world_table(preset.taxonomy).to(labels.device)
-    return OccupancyGrid(table[labels.int()], preset.spec, preset.taxonomy, grid2ego), instances
+        # Told before the ground is laid: under a house there is no ground to see.
+        below |= (held & (instances == 0)) & _eroded((held & (instances == 0)) | below, shell)
+    column, depth = bare.flatten(0, 1).nonzero().unbind(1)
+    labels.flatten(0, 1)[column, depth] = table[ground.flatten()[column].int()]
+    labels[below] = free
+    instances[below] = 0
+    return OccupancyGrid(labels, spec, preset.taxonomy, grid2ego), instances
 
 
 def grid_to_world(scene: Any, t: float, spec: GridSpec) -> tuple[Tensor, Tensor]:
@@ -130,12 +130,12 @@ def ground_levels(
 def _eroded(held: Tensor, steps: int) -> Tensor:
     """Voxels whose neighbours, up to `steps` away along every axis, are all held; beyond the grid all is held."""
     for axis in range(3):
-        near = held
         for _ in range(steps):
-            before = torch.cat([near.narrow(axis, 0, 1), near.narrow(axis, 0, near.shape[axis] - 1)], axis)
-            after = torch.cat([near.narrow(axis, 1, near.shape[axis] - 1), near.narrow(axis, -1, 1)], axis)
-            near = near & before & after
-        held = near
+            near = held.clone()
+            last = held.shape[axis] - 1
+            near.narrow(axis, 0, last).logical_and_(held.narrow(axis, 1, last))
+            near.narrow(axis, 1, last).logical_and_(held.narrow(axis, 0, last))
+            held = near
     return held
 
 

@@ -22,10 +22,11 @@ from syntheocc.occupancy.data.frames import Frame
 from syntheocc.occupancy.data.occ3d import Occ3DLabels, write_occ3d
 from syntheocc.occupancy.data.occupancy_files import occupancy_path, preset_of
 from syntheocc.occupancy.data.voxel_rows import ZYX, write_rows
-from syntheocc.occupancy.grids import OCC3D_NUSCENES, OccupancyGrid
+from syntheocc.occupancy.grids import OCC3D_NUSCENES, OPENOCCUPANCY, SURROUNDOCC, SYNTHEOCC, OccupancyGrid, Preset
 from syntheocc.worlds.accumulate import Accumulation
 from syntheocc.worlds.labels import exact_labels
 from syntheocc.worlds.masks import camera_mask
+from syntheocc.worlds.taxonomy import WORLD_TAXONOMY
 
 __all__ = ["LABEL_ROOTS", "PANOPTIC_ROOT", "panoptic_instances", "write_labels"]
 
@@ -62,16 +63,25 @@ def write_labels(
         labels: from the geometry, or from the sweeps.
     """
 
-    def make(kind: str) -> tuple[OccupancyGrid, Tensor]:
+    def make(preset: Preset) -> tuple[OccupancyGrid, Tensor]:
         if labels == "exact":
-            return exact_labels(scene, scene.key_times[index], preset_of(kind))
-        return accumulation.labels(index, preset_of(kind), unseen=False)
+            return exact_labels(scene, scene.key_times[index], preset)
+        return accumulation.labels(index, preset, unseen=False)
 
+    # SyntheOcc's grid is the inside of OpenOccupancy's.
+    wide, _ = make(Preset(OPENOCCUPANCY.spec, WORLD_TAXONOMY))
+    margin = round((SYNTHEOCC.spec.lower[0] - OPENOCCUPANCY.spec.lower[0]) / SYNTHEOCC.spec.voxel_size[0])
+    inner = wide.labels[margin:-margin, margin:-margin].contiguous()
+    grids = {
+        "syntheocc": OccupancyGrid(inner, SYNTHEOCC.spec, WORLD_TAXONOMY, scene.lidar2ego),
+        "openoccupancy": wide,
+        "surroundocc": make(Preset(SURROUNDOCC.spec, WORLD_TAXONOMY))[0],
+    }
     for kind, rows in _SPARSE.items():
-        grid, _ = make(kind)
+        grid = grids[kind].map_to(preset_of(kind).taxonomy)
         # int16: a quarter of the usual int64's size, and the readers take any integer.
         write_rows(occupancy_path(root / LABEL_ROOTS[kind], frame, kind), grid, *preset_of(kind), **rows)
-    grid, instances = make("occ3d")
+    grid, instances = make(OCC3D_NUSCENES)
     occ3d = Occ3DLabels(
         grid,
         mask_lidar=accumulation.observed(index, OCC3D_NUSCENES.spec),

@@ -201,11 +201,11 @@ class TestScenes:
         assert not torch.equal(first, exact_grid(make_scene(4, key_frames=2), 0.5, OCC3D_NUSCENES).labels)
 
     @pytest.mark.slow
-    def test_a_fine_grid_takes_a_second(self, scene):
+    def test_a_fine_grid_takes_a_second_of_one_processor(self, scene):
         exact_grid(scene, 0.5, SYNTHEOCC)
         took = math.inf
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             exact_grid(scene, 0.5, SYNTHEOCC)
-            took = min(took, time.perf_counter() - start)
+            took = min(took, time.process_time() - start)
         assert took < 1.0
