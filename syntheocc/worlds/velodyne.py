@@ -25,7 +25,7 @@ MAX_RANGE = 120.0
 MIN_RANGE = 0.9
 RANGE_NOISE = 0.02  # metres, one sigma
 # Rays of a sector are tried only against the solids that reach into it.
-_SECTORS = 48
+_SECTORS = 120
 
 
 @dataclass(frozen=True, eq=False)
