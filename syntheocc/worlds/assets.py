@@ -141,8 +141,8 @@ def tree(solids: Solids, family_id: int, random: np.random.Generator, paint: Pal
     elif kind == "palm":
         height = style.uniform(4.5, 7) * k
         solids.rod((0, 0, -1), (0.3, 0.1, height), trunk * 0.8, bark, taper=0.2)
-        for angle in np.arange(1 if simple else 3) * np.pi / 3 + random.uniform(0, 1):
-            solids.ellipsoid((0.3, 0.1, height), (2.3, 2.0 if simple else 0.5, 0.3), leaves, float(angle))
+        for angle in np.arange(1 if simple else 4) * np.pi / 4 + random.uniform(0, 1):
+            solids.ellipsoid((0.3, 0.1, height), (2.2, 2.0 if simple else 0.42, 0.28), leaves, float(angle))
     elif kind == "poplar":
         height = style.uniform(7, 11) * k
         solids.cylinder((0, 0, 1.0), trunk, 4.0, bark)
@@ -151,12 +151,19 @@ def tree(solids: Solids, family_id: int, random: np.random.Generator, paint: Pal
         bole, radius = style.uniform(1.5, 2.2) * k, style.uniform(2.0, 2.9) * k
         solids.cylinder((0, 0, bole / 2), trunk, bole + 2.0, bark, taper=0.25)
         flat = 0.65 if kind == "spread" else 0.9
-        solids.ellipsoid((0, 0, bole + radius * flat * 0.8), (radius, radius, radius * flat), leaves)
-        for _ in range(0 if simple else 2):
-            angle, part = random.uniform(0, 2 * np.pi), random.uniform(0.45, 0.65) * radius
-            x, y = 0.75 * radius * np.cos(angle), 0.75 * radius * np.sin(angle)
-            z = bole + radius * flat * random.uniform(0.4, 1.4)
-            solids.ellipsoid((x, y, z), (part, part, 0.8 * part), paint.pick("leaves", random))
+        if simple:
+            solids.ellipsoid((0, 0, bole + radius * flat * 0.8), (radius, radius, radius * flat), leaves)
+            return
+        # A core and four boughs of about its size, so that no crown is a ball.
+        core = 0.78 * radius
+        solids.ellipsoid((0, 0, bole + core * flat), (core, core, core * flat), leaves)
+        turn = random.uniform(0, 2 * np.pi)
+        for i in range(4):
+            angle, part = turn + i * np.pi / 2 + random.uniform(-0.4, 0.4), random.uniform(0.42, 0.68) * radius
+            away = random.uniform(0.4, 0.65) * radius
+            z = bole + core * flat * random.uniform(0.5, 1.9)
+            radii = (part, part * random.uniform(0.8, 1.2), part * flat)
+            solids.ellipsoid((away * np.cos(angle), away * np.sin(angle), z), radii, leaves, float(angle))
 
 
 def bush(solids: Solids, random: np.random.Generator, paint: Palette, simple: bool = False) -> None:

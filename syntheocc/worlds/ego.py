@@ -76,8 +76,8 @@ def ego_body(random: np.random.Generator, paint: Palette) -> Primitives:
     lacquer, glass = paint.pick("lacquer", random), paint.pick("glass", random)
     body = Solids("vehicle.ego")
     body.box((-0.75, -0.87, 0.2), (3.33, 0.87, 0.82), lacquer)
-    body.box((-0.65, -0.66, 0.82), (2.2, 0.66, 1.3), glass)
-    body.box((-0.62, -0.62, 1.28), (1.75, 0.62, 1.38), lacquer)
+    body.box((-0.6, -0.66, 0.82), (2.2, 0.66, 1.26), glass)
+    body.box((-0.54, -0.62, 1.24), (1.75, 0.62, 1.32), lacquer)
     for x in (0.0, 2.59):
         body.cylinder((x, 0, 0.31), 0.31, 1.72, paint.pick("tyre"), axis="y")
     return body.primitives()
@@ -95,7 +95,8 @@ def jittered_rig(random: np.random.Generator, height: int, width: int) -> Camera
 
     Args:
         random: draws 2 cm, 0.6 degrees, 0.8 % of focal length and 8 pixels (of 1600x900) of standard deviation.
-        height, width: of the images, pixels.
+        height: of the images, pixels.
+        width: of the images, pixels.
     """
     cameras = {}
     nominal = nominal_rig()

@@ -51,7 +51,7 @@ class Ground:
         return float(self.ramp.norm() + steepest.sum())
 
     def height(self, xy: Tensor) -> Tensor:
-        """z in metres, float64 [...], at world points xy [..., 2]."""
+        """Height z in metres, float64 [...], at world points xy [..., 2]."""
         xy = xy.to(torch.float64)
         ramp, waves = self.ramp.to(xy.device), self.waves.to(xy.device)
         angle = xy @ waves[:, 1:3].T + waves[:, 3]

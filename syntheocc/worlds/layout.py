@@ -171,7 +171,8 @@ def edge_distances(plan: Plan, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray
 
     Args:
         plan: the layout, R roads.
-        x, y: [...] metres.
+        x: [...] metres.
+        y: [...] metres.
 
     Returns:
         s and d along and across each road, and metres outside its curb (negative on the road), each [R, ...].

@@ -52,7 +52,8 @@ _GREY_LIGHT = lambda r: _grey(r, 0.35, 0.8)  # noqa: E731
 _BRICK = lambda r: _hue(r, (0.0, 0.1), (0.3, 0.7), (0.35, 0.75))  # noqa: E731
 _PANE = lambda r: _hue(r, (0.5, 0.65), (0.1, 0.5), (0.12, 0.4))  # noqa: E731
 _ORANGE = lambda r: _hue(r, (0.02, 0.11), (0.75, 1.0), (0.75, 1.0))  # noqa: E731
-_WALL = lambda r: [_GREY_MID, _GREY_LIGHT, _BRICK, _earth, _any][int(r.integers(5))](r)  # noqa: E731
+_PASTEL = lambda r: _hue(r, (0, 1), (0.08, 0.4), (0.4, 0.95))  # noqa: E731
+_WALL = lambda r: [_GREY_MID, _GREY_LIGHT, _BRICK, _earth, _PASTEL][int(r.integers(5))](r)  # noqa: E731
 
 _ASPHALT = (3, "asphalt", _GREY_DARK, _GREY_MID, 4.0, 0.85, 0.12)
 _CONCRETE = (2, "noise", _GREY_MID, _GREY_LIGHT, 5.0, 0.9, 0.3)
@@ -69,7 +70,13 @@ USES: dict[str, tuple[tuple, ...]] = {
         (4, "paint", lambda r: _grey(r, 0.55, 0.85), _GREY_DARK, 3.0, 0.7, 0.7),
         (1, "paint", lambda r: _hue(r, (0.1, 0.15), (0.5, 0.9), (0.7, 0.95)), _GREY_DARK, 3.0, 0.7, 0.7),
     ),
-    "sidewalk": (_SLABS, _PAVERS, (2, *_ASPHALT[1:]), _CONCRETE, (1, "checker", _GREY_MID, _GREY_LIGHT, 2.4, 0.9, 0.3)),
+    "sidewalk": (
+        _SLABS,
+        _PAVERS,
+        (2, *_ASPHALT[1:]),
+        _CONCRETE,
+        (1, "checker", _GREY_MID, _GREY_LIGHT, 2.4, 0.9, 0.3),
+    ),
     "curb": (_CONCRETE, (1, "plain", _GREY_LIGHT, None, 1.0, 0.9, 0.35)),
     "terrain": (
         (4, *_GRASS[1:]),
@@ -77,27 +84,51 @@ USES: dict[str, tuple[tuple, ...]] = {
         (1, "leaves", _green, _earth, 3.0, 1.0, 0.4),
         (1, "asphalt", _earth, _GREY_MID, 3.0, 1.0, 0.3),
     ),
-    "other_flat": (_SLABS, _PAVERS, _CONCRETE, _ASPHALT, (1, *_GRASS[1:]), (1, "paint", _any, _GREY_DARK, 4.0, 0.8, 0.4)),
+    "other_flat": (
+        _SLABS,
+        _PAVERS,
+        _CONCRETE,
+        _ASPHALT,
+        (1, *_GRASS[1:]),
+        (1, "paint", _any, _GREY_DARK, 4.0, 0.8, 0.4),
+    ),
     "facade": (
         (6, "windows", _WALL, _PANE, 12.0, 0.75, 0.35),
         (2, "bricks", _BRICK, _GREY_LIGHT, 3.0, 0.9, 0.35),
-        (2, "noise", _WALL, _WALL, 8.0, 0.9, 0.35),
-        (1, "stripes", _WALL, _any, 3.0, 0.7, 0.35),
-        (1, "checker", _WALL, _any, 6.0, 0.7, 0.35),
-        (1, "leaves", _green, _earth, 5.0, 1.0, 0.4),
+        (2, "noise", _WALL, None, 8.0, 0.9, 0.35),
+        (1, "stripes", _WALL, _WALL, 3.0, 0.7, 0.35),
+        (1, "checker", _WALL, _WALL, 6.0, 0.7, 0.35),
+        (0.5, "leaves", _green, _earth, 5.0, 1.0, 0.4),
     ),
     "roof": ((2, "stripes", _BRICK, _GREY_DARK, 1.5, 0.8, 0.25), _ASPHALT, _CONCRETE, (1, *_GRASS[1:])),
     "wall": (_CONCRETE, _PAVERS, _POSTER, (1, "plain", _WALL, None, 2.0, 0.9, 0.35), (1, *_SLABS[1:])),
-    "fence": ((2, "stripes", _earth, _GREY_DARK, 1.0, 0.9, 0.3), (1, "checker", _GREY_MID, _any, 1.5, 0.6, 0.4), _LACQUER),
+    "fence": (
+        (2, "stripes", _earth, _GREY_DARK, 1.0, 0.9, 0.3),
+        (1, "checker", _GREY_MID, _any, 1.5, 0.6, 0.4),
+        _LACQUER,
+    ),
     "poster": (_POSTER,),
     "sign": ((2, "poster", _any, _any, 1.2, 0.5, 1.4), (1, "plain", _any, None, 1.0, 0.4, 1.4)),
-    "lacquer": (_LACQUER, (1, "noise", _any, _any, 4.0, 0.3, 0.35)),
-    "cargo": ((3, *_LACQUER[1:]), (2, *_POSTER[1:]), (1, "stripes", _any, _any, 1.5, 0.5, 0.4), (1, "noise", _any, _any, 4.0, 0.8, 0.3)),
-    "coach": ((2, *_LACQUER[1:]), (2, "poster", _any, _any, 5.0, 0.35, 0.4), (1, "stripes", _any, _any, 4.0, 0.35, 0.4)),
+    "lacquer": (_LACQUER, (1, "noise", _any, None, 4.0, 0.3, 0.35)),
+    "cargo": (
+        (3, *_LACQUER[1:]),
+        (2, *_POSTER[1:]),
+        (1, "stripes", _any, _any, 1.5, 0.5, 0.4),
+        (1, "noise", _any, _any, 4.0, 0.8, 0.3),
+    ),
+    "coach": (
+        (2, *_LACQUER[1:]),
+        (2, "poster", _any, _any, 5.0, 0.35, 0.4),
+        (1, "stripes", _any, _any, 4.0, 0.35, 0.4),
+    ),
     "machine": ((2, "plain", _ORANGE, None, 2.0, 0.5, 0.35), (1, *_LACQUER[1:])),
     "glass": ((1, "plain", _PANE, None, 2.0, 0.08, 0.06),),
     "tyre": ((1, "plain", lambda r: _grey(r, 0.012, 0.05), None, 1.0, 0.9, 0.08),),
-    "metal": ((2, "plain", _GREY_MID, None, 2.0, 0.45, 0.45), (1, "plain", _GREY_LIGHT, None, 2.0, 0.4, 0.5), (1, *_LACQUER[1:])),
+    "metal": (
+        (2, "plain", _GREY_MID, None, 2.0, 0.45, 0.45),
+        (1, "plain", _GREY_LIGHT, None, 2.0, 0.4, 0.5),
+        (1, *_LACQUER[1:]),
+    ),
     "leaves": ((1, "leaves", _green, _green, 2.5, 1.0, 0.45),),
     "bark": ((1, "noise", _earth, _GREY_MID, 1.0, 1.0, 0.3), (1, "stripes", _earth, _GREY_DARK, 0.6, 1.0, 0.3)),
     "cloth": (
@@ -121,7 +152,11 @@ USES: dict[str, tuple[tuple, ...]] = {
         (1, *_POSTER[1:]),
         (1, *_PAVERS[1:]),
     ),
-    "plastic": ((3, "plain", _any, None, 1.0, 0.6, 0.35), (1, *_POSTER[1:]), (1, "noise", _any, _GREY_MID, 1.0, 0.9, 0.3)),
+    "plastic": (
+        (3, "plain", _any, None, 1.0, 0.6, 0.35),
+        (1, *_POSTER[1:]),
+        (1, "noise", _any, _GREY_MID, 1.0, 0.9, 0.3),
+    ),
 }  # fmt: skip
 # How many materials of a use a scene has, 3 unless told.
 _POOL = {"road": 2, "lane_paint": 1, "curb": 1, "glass": 2, "tyre": 1, "skin": 4, "vest": 2, "band": 1}

@@ -70,7 +70,7 @@ class Path:
         return self._at(s)[3]
 
     def locate(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """s and d of points x, y [...] against the nearest piece that has them abreast."""
+        """Along and across: s and d of points x, y [...] against the nearest piece that has them abreast."""
         best_s, best_d = np.zeros(np.shape(x), x.dtype), np.full(np.shape(x), np.inf, x.dtype)
         # plain floats, so that float32 points stay float32
         table = self._table.tolist()
@@ -104,7 +104,7 @@ class Offset:
     origin: float = 0.0
 
     def base_s(self, s: np.ndarray) -> np.ndarray:
-        """s along the underlying path."""
+        """Metres along the underlying path."""
         s = np.asarray(s, dtype=np.float64)
         return self.origin - s if self.reverse else self.origin + s
 
@@ -119,7 +119,9 @@ def fillet(start: Sequence[float], corner: Sequence[float], end: Sequence[float]
     """The way from `start` past `corner` to `end` with the corner rounded off.
 
     Args:
-        start, corner, end: (x, y) metres.
+        start: (x, y) metres.
+        corner: (x, y) metres.
+        end: (x, y) metres.
         radius: of the arc, metres.
 
     Returns:

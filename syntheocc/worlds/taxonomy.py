@@ -1,7 +1,7 @@
 """The world's own class table, and nuScenes' 32 raw lidarseg categories.
 
-"world" is SyntheOcc's table (free = 0, then its sixteen classes) with "others" = 17 behind it, so that both Occ3D (which
-has a class for what is left over) and SyntheOcc (which has none: 255) follow from it by `Taxonomy.mapping_to`.
+"world" is SyntheOcc's table (free = 0, then its sixteen classes) with "others" = 17 behind it, so that both Occ3D
+(which has a class for what is left over) and SyntheOcc (which has none: 255) follow by `Taxonomy.mapping_to`.
 """
 
 import numpy as np

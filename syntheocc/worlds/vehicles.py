@@ -46,9 +46,10 @@ def _lights(body: Solids, paint: Palette, front: float, back: float, width: floa
 
 
 def _axles(body: Solids, places: list[float], radius: float, width: float, material: int) -> None:
-    # One drum across the car shows the same two wheels as two discs would; its middle is under the floor.
+    # One drum across the car shows the same two wheels as two discs would; it stands out by 2 cm, so that whole wheels
+    # show on the sides.
     for x in places:
-        body.cylinder((x, 0, radius), radius, width, material, axis="y")
+        body.cylinder((x, 0, radius), radius, width + 0.04, material, axis="y")
 
 
 def car(style: np.random.Generator, random: np.random.Generator, paint: Palette) -> Solids:
@@ -68,7 +69,7 @@ def car(style: np.random.Generator, random: np.random.Generator, paint: Palette)
     lacquer, glass = paint.pick("lacquer", random), paint.pick("glass", random)
     body = Solids("vehicle.car")
     body.box((-length / 2, -width / 2, clear), (length / 2, width / 2, belt * 0.9), lacquer)
-    body.box((-length / 2 + 0.1, -width / 2 + 0.04, belt * 0.85), (front + 0.45, width / 2 - 0.04, belt), lacquer)
+    body.box((-length / 2 + 0.1, -width / 2 + 0.1, belt * 0.85), (front + 0.45, width / 2 - 0.1, belt), lacquer)
     inset = width * 0.07
     rake = style.uniform(0.25, 0.5) if kind != "van" else 0.15
     body.box((back, -width / 2 + inset, belt), (front - rake, width / 2 - inset, height - 0.07), glass)
@@ -81,7 +82,7 @@ def car(style: np.random.Generator, random: np.random.Generator, paint: Palette)
         glass,
         pitch=-float(np.arctan2(rake, rise)) * 0.8,
     )
-    _axles(body, [-0.3 * length, 0.31 * length], radius, width * 0.98, paint.pick("tyre"))
+    _axles(body, [-0.3 * length, 0.31 * length], radius, width, paint.pick("tyre"))
     _lights(body, paint, length / 2, -length / 2, width, belt * 0.75)
     return body
 
@@ -152,7 +153,7 @@ def bus(style: np.random.Generator, random: np.random.Generator, paint: Palette)
     for x in (front - 1.3, front - 3.4):
         body.box((x - 0.6, -width / 2 - 0.02, 0.4), (x + 0.6, -width / 2 + 0.2, high), glass)
     wheels = [rear + 2.6, front - 2.4] + ([rear + 0.55 * length] if bendy else [])
-    _axles(body, wheels, 0.48, width * 0.99, tyre)
+    _axles(body, wheels, 0.48, width, tyre)
     _lights(body, paint, front, rear, width, 0.75)
     return body
 

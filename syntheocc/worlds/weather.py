@@ -74,7 +74,8 @@ def caption_of(weather: str, light: str, kind: str, categories: Sequence[str]) -
     """A sentence such as "a rainy night street, turning left at a crossing, with a bus and pedestrians".
 
     Args:
-        weather, light: as in `WEATHERS` and `LIGHTS`.
+        weather: one of `WEATHERS`.
+        light: one of `LIGHTS`.
         kind: the layout's kind.
         categories: nuScenes categories of the actors.
     """
