@@ -33,8 +33,9 @@ from syntheocc.worlds.shadows import light_maps
 from syntheocc.worlds.textures import atlas
 from syntheocc.worlds.views import camera_rays, world_tiles
 
-# Pixels shaded at a time on a CPU: intermediate tensors then stay in its caches.
-_CPU_CHUNK = 1 << 16
+# Pixels shaded at a time on a CPU: intermediates stay in its caches, and below torch's grain of 32,768 numbers an
+# operator runs in the calling thread (waking others for so little costs more, on a busy machine very much more).
+_CPU_CHUNK = 10_000
 # The sun map covers this much of the world before the camera; the overhead map as much, at a coarser step (metres).
 _SPAN, _AHEAD = 96.0, 34.0
 _OVERHEAD_STEP = 0.4

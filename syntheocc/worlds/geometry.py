@@ -15,6 +15,7 @@ from syntheocc.worlds.ground import Ground
 from syntheocc.worlds.materials import material_table
 from syntheocc.worlds.primitives import Primitives
 from syntheocc.worlds.scene import Scene
+from syntheocc.worlds.taxonomy import WORLD_TAXONOMY
 
 _CACHE: "weakref.WeakKeyDictionary[Scene, dict[torch.device, SceneGeometry]]" = weakref.WeakKeyDictionary()
 
@@ -78,11 +79,15 @@ def poses_at(scene: Scene, times: np.ndarray, ego2global: Tensor) -> Tensor:
 
 
 def all_solids(scene: Scene) -> tuple[Primitives, int, Tensor]:
-    """Static, actors' and ego's solids in that order; the number of static ones; the owners of the others."""
+    """Static, actors' and ego's solids in that order; the number of static ones; the owners of the others.
+
+    Cavities (label "free", wholly inside another solid) are left out: no ray meets them.
+    """
+    static = scene.static.select(scene.static.label != WORLD_TAXONOMY.free)
     parts = [actor.primitives.with_instance(i + 1) for i, actor in enumerate(scene.actors)]
     counts = torch.tensor([len(part) for part in parts] + [len(scene.ego_body)])
     owner = torch.arange(len(parts) + 1).repeat_interleave(counts)
-    return Primitives.cat([scene.static, *parts, scene.ego_body]), len(scene.static), owner
+    return Primitives.cat([static, *parts, scene.ego_body]), len(static), owner
 
 
 def _build(scene: Scene, device: torch.device) -> SceneGeometry:
