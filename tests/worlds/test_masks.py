@@ -72,13 +72,14 @@ def test_both_backends_agree():
 
 
 def reached(scene, frame, t, index, spec):
-    """Whether an unobstructed straight line of the exact world runs from a camera into each voxel of its picture.
+    """What the exact world says of each voxel in a camera's picture; two bool [N], for index [N, 3].
 
-    Nine lines are tried a voxel: to its centre, and to points near its corners. bool [N], for index [N, 3].
+    Whether an unobstructed straight line runs from the camera to its centre, and whether one runs into it at all: nine
+    are tried, to the centre and to points near the corners.
     """
     lower, size = torch.tensor(spec.lower).double(), torch.tensor(spec.voxel_size).double()
     aims = torch.cat([torch.zeros(1, 3), torch.cartesian_prod(*[torch.tensor([-0.45, 0.45])] * 3)]).double()
-    found = torch.zeros(len(index), dtype=torch.bool)
+    to_center, into = torch.zeros(2, len(index), dtype=torch.bool)
     ego2world = scene.ego.pose_at(t)
     for name, camera in frame.cameras.items():
         own_time = (frame.extras["camera_timestamps_us"][name] - frame.timestamp_us) * 1e-6 + t
@@ -90,20 +91,23 @@ def reached(scene, frame, t, index, spec):
             continue
         eye = camera.cam2ego[:3, 3]
         way = (lower + (index[own][:, None] + 0.5 + aims) * size - eye).reshape(-1, 3)
-        way = way / way.norm(dim=1, keepdim=True)
+        length = way.norm(dim=1)
+        way = way / length[:, None]
         corner = (lower + index[own] * size)[:, None].expand(-1, 9, -1).reshape(-1, 3)
         entry = torch.minimum((corner - eye) / way, (corner + size - eye) / way).amax(1)
         start = transform_points(ego2world, eye[None]).expand_as(way)
         stop, _, _ = first_hit(scene.primitives_at(own_time), scene.ground, start, way @ ego2world[:3, :3].T, 150.0)
-        found[own] |= (stop >= entry - 1e-6).reshape(-1, 9).any(1)
-    return found
+        to_center[own] |= (stop >= length).reshape(-1, 9)[:, 0]
+        into[own] |= (stop >= entry - 1e-6).reshape(-1, 9).any(1)
+    return to_center, into
 
 
 def test_the_camera_mask_agrees_with_the_exact_visibility():
-    """Tolerance: free voxels agree on 96 %; of the occupied, < 5 % are called seen that no line reaches.
+    """Tolerance: free voxels agree on 92 %; of the occupied, < 5 % are called seen that no line reaches.
 
-    The mask asks the voxels, which are thicker than what they hold: it misses some of the voxels that a line along a
-    surface still reaches (up to 20 % of the occupied ones, most of them road seen at a grazing angle).
+    A free voxel is exactly visible when a clear line runs to its centre, an occupied one when a clear line runs into
+    it. The mask asks the voxels, which are thicker than what they hold: it misses some of the occupied voxels that a
+    line along a surface still reaches (up to 20 % of them, most of them road seen at a grazing angle).
     """
     scene, t, spec = make_scene(5, key_frames=2), 0.5, OCC3D_NUSCENES.spec
     frame = key_frame(scene, 1)
@@ -113,10 +117,11 @@ def test_the_camera_mask_agrees_with_the_exact_visibility():
     figures = {}
     for name, kind in (("occupied", occupied), ("free", ~occupied)):
         index = kind.nonzero()
-        index = index[torch.randperm(len(index), generator=generator)[:400]]
-        exact, ours = reached(scene, frame, t, index, spec), mask[tuple(index.T)]
+        index = index[torch.randperm(len(index), generator=generator)[:150]]
+        to_center, into = reached(scene, frame, t, index, spec)
+        exact, ours = into if name == "occupied" else to_center, mask[tuple(index.T)]
         figures[name] = [float(v.float().mean()) for v in (exact == ours, ours & ~exact, exact & ~ours, exact)]
         print(name, "agree, seen in vain, missed, exactly visible:", figures[name])
-    assert figures["free"][0] > 0.96 and figures["free"][1] < 0.01
+    assert figures["free"][0] > 0.92 and figures["free"][1] < 0.02
     assert figures["occupied"][1] < 0.05 and figures["occupied"][2] < 0.20
     assert 0.1 < figures["occupied"][3] < 0.9  # neither all nor nothing is in view
