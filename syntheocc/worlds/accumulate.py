@@ -6,6 +6,7 @@
    what a moving car's box misses stays behind as a ghost trail.
 3. At the key frame asked for, the rest and the objects' returns (each where its box stands then) fall into voxels,
    which take the class that most of their returns have.
+   Rain and spray are "others", as raw category 0 is everywhere.
 4. A voxel without returns is free where a lidar ray passed it, else unknown (255).
 
 Legend: N returns, A actors, X Y Z voxels.

@@ -47,12 +47,15 @@ def test_unseen_is_unknown_and_passed_is_free(scene, accumulation):
 
 
 def test_returns_lie_on_the_exact_surfaces(scene, accumulation):
-    """Occupied voxels are exactly occupied, or next to one that is; and there are holes."""
+    """Occupied voxels are exactly occupied, or next to one that is; and there are holes.
+
+    Rain and spray (raw category noise) hang in the air as "others", as in the real files.
+    """
     exact, _ = exact_labels(scene, scene.key_times[1], OCC3D_NUSCENES, shell=None)
     grid, _ = accumulation.labels(1, OCC3D_NUSCENES)
     solid = torch.nn.functional.max_pool3d(exact.occupied().float()[None, None], 3, 1, 1)[0, 0].bool()
     found = grid.occupied()
-    assert solid[found].float().mean() > 0.97
+    assert solid[found & (grid.labels != 0)].float().mean() > 0.97
     assert found.sum() < 0.9 * exact.occupied().sum()
     both = found & exact.occupied()
     assert (grid.labels == exact.labels)[both].float().mean() > 0.9
