@@ -176,9 +176,13 @@ class Furnisher:
         gap_lamp, gap_tree = random.uniform(22, 32), random.uniform(7, 13)
         tree_out = road.sidewalk + road.verge / 2 if road.verge > 1.0 else 0.8
         rows = (
-            ("lamp", gap_lamp, 0.45), ("tree", gap_tree, tree_out), ("sign", 38.0, 0.5), ("bench", 26.0, road.sidewalk - 0.5),
-            ("bush", 12.0, road.sidewalk + road.verge / 2), ("shelter", 120.0, road.sidewalk - 0.9),
-        )  # fmt: skip
+            ("lamp", gap_lamp, 0.45),
+            ("tree", gap_tree, tree_out),
+            ("sign", 38.0, 0.5),
+            ("bench", 26.0, road.sidewalk - 0.5),
+            ("bush", 12.0, road.sidewalk + road.verge / 2),
+            ("shelter", 120.0, road.sidewalk - 0.9),
+        )
         for side in (1, -1):
             for kind, gap, out in rows:
                 s = road.span[0] + random.uniform(0, gap)

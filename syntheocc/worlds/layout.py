@@ -93,6 +93,7 @@ class Plan:
         corner_radius: of the curbs at crossings, metres.
         ego: the ego car's way.
         ego_road_green: whether the lights of road 0 are green.
+        paved: whether the land behind the lots is paved.
         lower, upper: corners of the area, metres.
     """
 
@@ -103,6 +104,7 @@ class Plan:
     corner_radius: float
     ego: Travel
     ego_road_green: bool
+    paved: bool
     lower: np.ndarray
     upper: np.ndarray
 
@@ -199,7 +201,7 @@ def make_plan(seed: int, split: str, duration: float) -> Plan:
         split: whose layout families to use.
         duration: seconds that the ego car drives.
     """
-    random = random_for(seed, "layout")
+    random = random_for(seed, "layout", split)
     style_id = family(random, split, LAYOUT_FAMILIES)
     style = random_for(style_id, "style", "layout")
     kind = LAYOUTS[seed % len(LAYOUTS)]
@@ -249,6 +251,7 @@ def make_plan(seed: int, split: str, duration: float) -> Plan:
         corner_radius=corner,
         ego=ego,
         ego_road_green=kind != "stop" or profile.speeds[0] == 0.0,
+        paved=stratified(seed, "paved") < 0.5,
         lower=np.floor(seen.min(0) - 75.0),
         upper=np.ceil(seen.max(0) + 75.0),
     )

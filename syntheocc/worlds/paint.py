@@ -67,8 +67,10 @@ def paint_ground(plan: Plan, lots: list[Lot], paint: Palette, random: np.random.
         random: draws hills, materials and repairs.
     """
     tiles = np.ceil((plan.upper - plan.lower) / (CELL * _TILE)).astype(int)
-    labels = np.full((tiles[0] * _TILE, tiles[1] * _TILE), TERRAIN, dtype=np.uint8)
-    materials = np.full(labels.shape, paint.pick("terrain", random), dtype=np.uint8)
+    # Behind the lots lie meadows or paved yards.
+    label, use = (ROAD, "patch") if plan.paved else (TERRAIN, "terrain")
+    labels = np.full((tiles[0] * _TILE, tiles[1] * _TILE), label, dtype=np.uint8)
+    materials = np.full(labels.shape, paint.pick(use, random), dtype=np.uint8)
     for lot in lots:
         _paint_lot(plan, lot, labels, materials, paint, random)
     # Which tiles come near a road.

@@ -71,7 +71,7 @@ class Path:
 
     def locate(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Along and across: s and d of points x, y [...] against the nearest piece that has them abreast."""
-        best_s, best_d = np.zeros(np.shape(x), x.dtype), np.full(np.shape(x), np.inf, x.dtype)
+        best_s, best_d = np.zeros(np.shape(x), x.dtype), np.full(np.shape(x), 1e6, x.dtype)
         # plain floats, so that float32 points stay float32
         table = self._table.tolist()
         for k, (s0, x0, y0, yaw, curvature) in enumerate(table):

@@ -89,9 +89,12 @@ class Scene:
         """float64 [T, A, 4, 4] actor2world of every actor at times [T] (seconds)."""
         times = np.asarray(times, dtype=np.float64)
         poses = np.broadcast_to(self._still_poses, (len(times), *self._still_poses.shape)).copy()
-        for i, actor in enumerate(self.actors):
-            if actor.motion.moves:
-                poses[:, i] = actor.poses_at(times)
+        moving = [i for i, actor in enumerate(self.actors) if actor.motion.moves]
+        if moving:
+            # All at once: the ground's height and slope are what costs, much the same for one actor as for all.
+            planar = np.stack([self.actors[i].motion.planar(times) for i in moving])  # [A, T, 3]
+            lift = np.array([self.actors[i].size[2] / 2 for i in moving])[:, None]
+            poses[:, moving] = on_ground(self.ground, planar, lift).swapaxes(0, 1)
         return poses
 
     def primitives_at(self, t: float) -> Primitives:
@@ -163,9 +166,9 @@ def make_scene(
     seeds_weather, seeds_light = sky_of(seed)
     weather, light = weather or seeds_weather, light or seeds_light
     plan = make_plan(seed, split, key_times[-1])
-    lots = make_lots(plan, random_for(seed, "lots"))
+    lots = make_lots(plan, random_for(seed, "lots", split))
     paint = Palette(random_for(seed, "palette", split), split)
-    ground = paint_ground(plan, lots, paint, random_for(seed, "ground"))
+    ground = paint_ground(plan, lots, paint, random_for(seed, "ground", split))
     # Sweeps before the first and cameras around the last key frame still see a world without clashes.
     taken = Footprints(np.arange(-1.0, key_times[-1] + 1.01, 0.25))
     ego_middle = plan.ego.planar(taken.times)
@@ -174,9 +177,9 @@ def make_scene(
     ego_middle[:, 0] += ahead * np.cos(ego_middle[:, 2])
     ego_middle[:, 1] += ahead * np.sin(ego_middle[:, 2])
     taken.add(ego_middle, ((x1 - x0) / 2 + 0.6, (y1 - y0) / 2 + 0.3))
-    static = Furnisher(plan, lots, ground, paint, split, random_for(seed, "furnish"), taken).run()
-    actors = Cast(seed, split, plan, lots, ground, paint, random_for(seed, "cast"), taken).run()
-    ego_random, calibration = random_for(seed, "ego"), random_for(seed, "calibration")
+    static = Furnisher(plan, lots, ground, paint, split, random_for(seed, "furnish", split), taken).run()
+    actors = Cast(seed, split, plan, lots, ground, paint, random_for(seed, "cast", split), taken).run()
+    ego_random, calibration = random_for(seed, "ego", split), random_for(seed, "calibration", split)
     width, height = image_size or (1600, 900)
     return Scene(
         name=name or f"scene-{seed:04d}",
@@ -184,7 +187,7 @@ def make_scene(
         split=split,
         weather=weather,
         light=light,
-        sun_direction=sun_of(light, random_for(seed, "sun")),
+        sun_direction=sun_of(light, random_for(seed, "sun", split)),
         caption=caption_of(weather, light, plan.kind, [actor.category for actor in actors]),
         ground=ground,
         static=static,

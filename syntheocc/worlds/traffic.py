@@ -256,7 +256,7 @@ class Cast:
         for crossing in plan.crossings:
             self._on_zebra(0, crossing.s, crossing.other)
             self._on_zebra(crossing.other, crossing.other_s, 0)
-        wanted, tries = int(random.integers(34, 52)), 0
+        wanted, tries = int(random.integers(30, 46)), 0
         while wanted > 0 and tries < 400:
             tries += 1
             index = int(random.integers(len(plan.roads)))
@@ -306,7 +306,7 @@ class Cast:
     def _road_works(self) -> None:
         """Barriers and cones around a machine in a yard or in a parking lane, and a second row of barriers."""
         random, plan = self.random, self.plan
-        machine = stratified(self.seed, "machine") < 0.6
+        machine = stratified(self.seed, "machine") < 0.8
         for number in range(2):
             for _ in range(40):
                 index = int(random.integers(len(plan.roads)))

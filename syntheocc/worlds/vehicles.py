@@ -63,7 +63,8 @@ def car(style: np.random.Generator, random: np.random.Generator, paint: Palette)
     belt = height * style.uniform(0.54, 0.6) * (0.95 if kind == "van" else 1)
     clear, radius = 0.2 + 0.08 * (kind == "suv"), 0.31 + 0.05 * (kind in ("suv", "van"))
     back, front = {
-        "hatch": (-0.47, 0.22), "saloon": (-0.33, 0.18), "estate": (-0.48, 0.2), "suv": (-0.47, 0.2), "van": (-0.49, 0.34)
+        "hatch": (-0.47, 0.22), "saloon": (-0.33, 0.18), "estate": (-0.48, 0.2), "suv": (-0.47, 0.2),
+        "van": (-0.49, 0.34),
     }[kind]  # fmt: skip
     back, front = back * length, front * length
     lacquer, glass = paint.pick("lacquer", random), paint.pick("glass", random)

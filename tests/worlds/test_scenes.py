@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import fields, replace
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from syntheocc.worlds.weather import LIGHTS, WEATHERS
 SEEDS = (0, 1, 2, 3, 4, 5)
 
 
-@lru_cache(maxsize=None)
+@cache
 def scene_of(seed: int, split: str = "train"):
     return make_scene(seed, split)
 
