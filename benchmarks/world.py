@@ -31,12 +31,10 @@ TARGET = {"cuda": "at least 300 frames of six 224x400 images a second", "cpu": "
 
 
 def shots_of(scene: Scene, times: list[float]) -> list[Shot]:
-    shots = []
-    for end in times:
-        for camera in scene.rig.values():
-            t = camera_time(end, camera)
-            shots.append(Shot(camera, scene.ego.pose_at(t), t))
-    return shots
+    cameras = list(scene.rig.values()) * len(times)
+    moments = [camera_time(end, camera) for end in times for camera in scene.rig.values()]
+    poses = torch.from_numpy(scene.ego.poses_at(moments))
+    return [Shot(*shot) for shot in zip(cameras, poses, moments, strict=True)]
 
 
 def measure(scenes: list[Scene], device: torch.device, frames: int, repeats: int) -> dict:
@@ -64,7 +62,7 @@ def measure(scenes: list[Scene], device: torch.device, frames: int, repeats: int
 
 
 def colour_miou(seeds_train: range, seeds_test: range, pixels: int = 4000, size: tuple[int, int] = (400, 224)) -> dict:
-    """mIoU of the nearest training colour's class, over the classes that occur, sky left out.
+    """Mean IoU of the nearest training colour's class, over the classes that occur, sky left out.
 
     Colours are what a network would see (the bytes of the photographs); training and test pixels come from different
     scenes, ``pixels`` of each, drawn evenly over their images.

@@ -24,7 +24,7 @@ from torch import Tensor
 from syntheocc.occupancy.cameras import Camera
 from syntheocc.worlds.geometry import poses_at, scene_geometry
 from syntheocc.worlds.lighting import lighting_of, sky_color
-from syntheocc.worlds.ops.visibility import GROUND, NOTHING, visible
+from syntheocc.worlds.ops.visibility import GROUND, NOTHING, choose_backend, visible
 from syntheocc.worlds.ops.visibility.tables import ground_table, solid_table
 from syntheocc.worlds.photography import develop
 from syntheocc.worlds.scene import Scene
@@ -140,7 +140,11 @@ def render_shots(
     around = Surroundings(
         geometry, solids, light, sun, overhead, atlas(device), eyes, ego2world.to(device), pixel_angle
     )
-    radiance, labels, instances = _colors(around, tiles.field, distance, row)
+    if device.type == "cpu" and (backend or choose_backend(device)) == "numba":
+        from syntheocc.worlds.ops.shading.numba import colors_numba as colors
+    else:
+        colors = _colors
+    radiance, labels, instances = colors(around, tiles.field, distance, row)
     seeds = [_seed(scene, shot) for shot in shots]
     pictures = develop(radiance, light, seeds, sharp)
     depth = distance * torch.stack([lens.depth_scale for lens in lenses])

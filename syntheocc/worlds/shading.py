@@ -17,6 +17,8 @@ from syntheocc.worlds.shadows import LightMaps
 from syntheocc.worlds.textures import SIDE, Atlas
 
 _WINDOWS = PATTERNS.index("windows")
+# Atlas layer whose noise says where water stands.
+PUDDLES = PATTERNS.index("noise") * VARIANTS + 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,9 +139,9 @@ def shade(
     roughness = roughness - (roughness - 0.12).clamp_min(0) * pane
     if on_ground and light.wet:
         # Puddles: where the noise of the ground is low the water stands.
-        water = around.atlas.sample(torch.full_like(layer, 7), uv[:, 0] / 9, uv[:, 1] / 9, (level - 2).clamp_min(0))[
-            :, 0
-        ]
+        water = around.atlas.sample(
+            torch.full_like(layer, PUDDLES), uv[:, 0] / 9, uv[:, 1] / 9, (level - 2).clamp_min(0)
+        )[:, 0]
         water = light.wet * (0.45 + 0.55 * ((water - 0.35) * 4).clamp(0, 1))
         color = color * (1 - 0.45 * water)[:, None]
         roughness = roughness * (1 - 0.85 * water)

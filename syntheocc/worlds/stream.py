@@ -160,11 +160,11 @@ class WorldStream:
         from syntheocc.worlds.camera_images import Shot, render_shots
         from syntheocc.worlds.lidar import camera_time
 
-        shots = []
-        for end in times:
-            for camera in scene.rig.values():
-                t = camera_time(end, camera)
-                shots.append(Shot(camera, scene.ego.pose_at(t), t))
+        cameras = list(scene.rig.values()) * len(times)
+        moments = [camera_time(end, camera) for end in times for camera in scene.rig.values()]
+        # All poses at once: one at a time they took longer than the GPU takes for the images.
+        poses = torch.from_numpy(scene.ego.poses_at(moments))
+        shots = [Shot(*shot) for shot in zip(cameras, poses, moments, strict=True)]
         views = render_shots(scene, shots, self.device)
         images = torch.stack([view.image for view in views]).movedim(-1, 1)
         return images.reshape(len(times), len(scene.rig), *images.shape[1:])

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from syntheocc.worlds.ops.visibility import TILE, RayTiles, SolidTable
+from syntheocc.worlds.ops.visibility import KIND, TILE, RayTiles, SolidTable
 from syntheocc.worlds.ops.visibility.tables import tile_counts
 
 BLOCK_SOLIDS = 128
@@ -32,10 +32,12 @@ def visible_triton(  # pragma: no cover (runs on a GPU)
     step = max(1, min(images, _LIST_BYTES // max(1, 4 * tiles * count)))
     lists = torch.empty((step, tiles, max(count, 1)), dtype=torch.int32, device=row.device)
     lengths = torch.empty((step, tiles), dtype=torch.int32, device=row.device)
+    # One number of all solids side by side: neighbouring lanes then read neighbouring addresses.
+    columns = torch.cat([solids.bounds, solids.rows[..., KIND : KIND + 1]], -1).transpose(1, 2).contiguous()
     for first in range(0, images, step):
         grid = (tiles, min(step, images - first))
         _list_kernel[grid](
-            rays.planes, solids.rows, solids.bounds, lists, lengths, first, tiles, count,
+            rays.planes, columns, lists, lengths, first, tiles, count,
             *(rays.planes.stride()[:2]), BLOCK=BLOCK_SOLIDS, num_warps=4,
         )  # fmt: skip
         _draw_kernel[grid](
@@ -48,9 +50,7 @@ def visible_triton(  # pragma: no cover (runs on a GPU)
 
 
 @triton.jit  # pragma: no cover (runs on a GPU)
-def _list_kernel(
-    planes, rows, bounds, lists, lengths, first, tiles, count, stride_image, stride_tile, BLOCK: tl.constexpr
-):
+def _list_kernel(planes, columns, lists, lengths, first, tiles, count, stride_image, stride_tile, BLOCK: tl.constexpr):
     tile = tl.program_id(0)
     slot = tl.program_id(1)
     image = (slot + first).to(tl.int64)
@@ -61,20 +61,20 @@ def _list_kernel(
     for start in range(0, count, BLOCK):
         p = start + tl.arange(0, BLOCK)
         inside = p < count
-        bound = bounds + (image * count + p) * 12
+        bound = columns + image * 13 * count + p
         cx = tl.load(bound, mask=inside, other=0.0)
-        cy = tl.load(bound + 1, mask=inside, other=0.0)
-        cz = tl.load(bound + 2, mask=inside, other=0.0)
-        a0 = tl.load(bound + 3, mask=inside, other=0.0)
-        b0 = tl.load(bound + 4, mask=inside, other=0.0)
-        c0 = tl.load(bound + 5, mask=inside, other=0.0)
-        a1 = tl.load(bound + 6, mask=inside, other=0.0)
-        b1 = tl.load(bound + 7, mask=inside, other=0.0)
-        c1 = tl.load(bound + 8, mask=inside, other=0.0)
-        a2 = tl.load(bound + 9, mask=inside, other=0.0)
-        b2 = tl.load(bound + 10, mask=inside, other=0.0)
-        c2 = tl.load(bound + 11, mask=inside, other=0.0)
-        kind = tl.load(rows + (image * count + p) * 16 + 14, mask=inside, other=0.0)
+        cy = tl.load(bound + 1 * count, mask=inside, other=0.0)
+        cz = tl.load(bound + 2 * count, mask=inside, other=0.0)
+        a0 = tl.load(bound + 3 * count, mask=inside, other=0.0)
+        b0 = tl.load(bound + 4 * count, mask=inside, other=0.0)
+        c0 = tl.load(bound + 5 * count, mask=inside, other=0.0)
+        a1 = tl.load(bound + 6 * count, mask=inside, other=0.0)
+        b1 = tl.load(bound + 7 * count, mask=inside, other=0.0)
+        c1 = tl.load(bound + 8 * count, mask=inside, other=0.0)
+        a2 = tl.load(bound + 9 * count, mask=inside, other=0.0)
+        b2 = tl.load(bound + 10 * count, mask=inside, other=0.0)
+        c2 = tl.load(bound + 11 * count, mask=inside, other=0.0)
+        kind = tl.load(bound + 12 * count, mask=inside, other=0.0)
         reach = tl.sqrt(a0 * a0 + a1 * a1 + a2 * a2 + b0 * b0 + b1 * b1 + b2 * b2 + c0 * c0 + c1 * c1 + c2 * c2)
         limit = -slack * (tl.sqrt(cx * cx + cy * cy + cz * cz) + reach)
         keep = inside
