@@ -148,7 +148,7 @@ def _measure(
     noise = torch.randn(2, *distance.shape, generator=random, dtype=torch.float64)
     chance = torch.rand(3, *distance.shape, generator=random, dtype=torch.float64)
     # The receiver evens out distance; what is left falls with the angle and with what is in the air.
-    fog_m = 25.0 * light.fog_m / 28.0 if scene.weather == "fog" else 400.0 if light.rain else 4000.0
+    fog_m = 0.5 * light.fog_m if scene.weather == "fog" else 400.0 if light.rain else 4000.0
     echo = reflectivity * (0.25 + 0.75 * cosine) * torch.exp(-2 * distance.nan_to_num(posinf=0.0) / fog_m)
     intensity = (75 * echo * (1 + 0.12 * noise[0])).round().clamp(0, 255)
     # Too little light for the receiver: dark, slanted and far surfaces; a soft edge about half a per cent at 100 m.
