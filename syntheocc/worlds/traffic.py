@@ -203,7 +203,7 @@ class Cast:
     def _parking(self) -> None:
         random = self.random
         for index, road in enumerate(self.plan.roads):
-            share = random.uniform(0.12, 0.4)
+            share = random.uniform(0.1, 0.32)
             for side in (1, -1):
                 s = road.span[0]
                 while road.parking and s < road.span[1]:
