@@ -80,11 +80,12 @@ def paint_ground(plan: Plan, lots: list[Lot], paint: Palette, random: np.random.
     near = edge_distances(plan, middle[:, 0], middle[:, 1])[2].min(0)
     widest = max(road.sidewalk + road.verge for road in plan.roads) + plan.corner_radius
     first = first[near < widest + 0.75 * edge]
+    choice = _Choice(plan, paint)
     for part in np.array_split(first, max(1, len(first) // 128)):
         cell = np.arange(_TILE, dtype=np.float32) * CELL + CELL / 2
         x = (plan.lower[0] + part[:, 0] * edge).astype(np.float32)[:, None, None] + cell[:, None] + 0 * cell
         y = (plan.lower[1] + part[:, 1] * edge).astype(np.float32)[:, None, None] + cell[None, :] + 0 * cell[:, None]
-        _paint_tiles(plan, x, y, part * _TILE, labels, materials, _Choice.of(plan, paint))
+        _paint_tiles(plan, x, y, part * _TILE, labels, materials, choice)
     base, ramp, waves = hills(random)
     origin = (float(plan.lower[0]), float(plan.lower[1]))
     return Ground(torch.from_numpy(labels), torch.from_numpy(materials), origin, base, ramp, waves, CELL)
@@ -114,15 +115,6 @@ class _Choice:
         self.holes = [
             (i, random.uniform(*spans[i]), random.uniform(-3, 3)) for i in range(len(spans)) for _ in range(8)
         ]
-
-    _cache: tuple = ()
-
-    @classmethod
-    def of(cls, plan: Plan, paint: Palette) -> "_Choice":
-        """The choice for a plan, made once."""
-        if not cls._cache or cls._cache[0] is not plan:
-            cls._cache = (plan, cls(plan, paint))
-        return cls._cache[1]
 
 
 def _paint_tiles(plan, x, y, corner, labels, materials, choice: _Choice) -> None:
