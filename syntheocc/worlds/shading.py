@@ -151,13 +151,13 @@ def shade(
     cosine = (normal @ sun_direction).clamp_min(0)
     # Starting a little off the surface keeps it from shading itself.
     lifted = points + normal * (0.06 + 0.0015 * distance)[:, None]
-    lit = around.sun.lit(image, lifted, 0.04) * cosine
+    lit = around.sun.lit(image, lifted, normal, 0.04) * cosine
     open_ = around.overhead.openness(image, lifted)
     up = 0.5 + 0.5 * normal[:, 2:]
     sky = torch.lerp(new(light.horizon), new(light.zenith), 0.55)
     bounce = 0.22 * (sky + new(light.sun) * max(light.sun_direction[2], 0.0) * 0.5)
     ambient = torch.lerp(bounce, sky, up) * (0.25 + 0.75 * open_)[:, None]
-    radiance = color * (lit[:, None] * new(light.sun) * 0.32 + ambient * 0.9)
+    radiance = color * (lit[:, None] * new(light.sun) * 0.42 + ambient * 0.85)
     mirrored = rays + 2 * (facing)[:, None] * normal
     gloss = (1 - roughness).clamp_min(0)
     fresnel = 0.05 + 0.95 * (1 - facing) ** 5

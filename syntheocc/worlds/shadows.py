@@ -17,6 +17,8 @@ from syntheocc.worlds.views import map_tiles
 
 # How far above the middle of a map its rays begin, metres.
 _UP = 150.0
+# Metres of depth a metre across, beyond which a surface is taken for no steeper.
+_STEEPEST = 6.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +48,13 @@ class LightMaps:
         index = (image * size + row.clamp(0, size - 1)) * size + column.clamp(0, size - 1)
         return torch.where(inside, self.depth.reshape(-1)[index], torch.inf)
 
-    def lit(self, image: Tensor, points: Tensor, bias: float) -> Tensor:
+    def lit(self, image: Tensor, points: Tensor, normal: Tensor, bias: float) -> Tensor:
         """Share of light that reaches points.
 
         Args:
             image: int64 [M].
             points: float32 [M, 3] metres relative to the image's eye.
+            normal: float32 [M, 3] of the surfaces, which say how deep the surface itself lies at each texel.
             bias: metres by which a surface must lie before a point to shade it.
 
         Returns:
@@ -61,8 +64,16 @@ class LightMaps:
         x0, y0 = x.floor(), y.floor()
         fx, fy = x - x0, y - y0
         column, row = x0.nan_to_num(0).long(), y0.nan_to_num(0).long()
-        limit = depth - bias
-        free = [(self._depth_at(image, column + i, row + j) >= limit).float() for j in (0, 1) for i in (0, 1)]
+        turned = normal @ self.axes.T
+        along = torch.where(turned[:, 2] < 0, turned[:, 2].clamp_max(-1e-3), turned[:, 2].clamp_min(1e-3))
+        slope_x = (-turned[:, 0] / along).clamp(-_STEEPEST, _STEEPEST) * self.step
+        slope_y = (-turned[:, 1] / along).clamp(-_STEEPEST, _STEEPEST) * self.step
+        limit = depth - bias - slope_x * fx - slope_y * fy
+        free = [
+            (self._depth_at(image, column + i, row + j) >= limit + slope_x * i + slope_y * j).float()
+            for j in (0, 1)
+            for i in (0, 1)
+        ]
         return torch.lerp(torch.lerp(free[0], free[1], fx), torch.lerp(free[2], free[3], fx), fy)
 
     def openness(self, image: Tensor, points: Tensor) -> Tensor:

@@ -199,7 +199,7 @@ def _asphalt(random: np.random.Generator):
     patch = _step(_noise(random, 2.0), random.uniform(0.7, 1.5), 0.15)
     crack = np.abs(_noise(random, 1.7, 2)) < 0.014
     gain = 1 + 0.09 * grain + 0.09 * _noise(random, 1.7) - 0.35 * crack
-    return 0.55 * patch, gain, 0.03 * np.stack([_noise(random)] * 2, -1)
+    return 0.25 * patch, gain, 0.03 * np.stack([_noise(random)] * 2, -1)
 
 
 def _paint(random: np.random.Generator):

@@ -54,9 +54,10 @@ def test_points_lie_on_the_ground_whose_class_they_carry(sweep_of_scene):
     assert flat.float().mean() > 0.2
     above = world[flat, 2] - scene.ground.height(world[flat, :2])
     # Curbs are flat.sidewalk too, but solids that stand out of the surface.
-    assert above.min() > -1e-3 and above.max() < 0.3 and (above < 1e-3).float().mean() > 0.9
+    assert above.min() > -1e-3 and above.max() < 0.3 and (above < 1e-3).float().mean() > 0.95
     label = torch.as_tensor(LIDARSEG_TO_WORLD)[sweep.category.long()][flat]
-    assert (label == scene.ground.label_at(world[flat, :2])).float().mean() > 0.999
+    same = label == scene.ground.label_at(world[flat, :2])
+    assert same[above < 1e-3].float().mean() > 0.999
 
 
 def test_points_of_an_object_lie_in_its_box_where_it_was_when_hit(sweep_of_scene):
@@ -92,6 +93,6 @@ def test_rain_and_fog_take_points_away_and_the_same_seed_gives_the_same_sweep():
         scan(make_scene(3, image_size=(100, 56), weather=w, light="day"), 2.0, MODEL) for w in ("clear", "fog")
     )
     far = [int((sweep.points[:, :3].norm(dim=-1) > 30).sum()) for sweep in (fog, clear)]
-    assert far[0] < 0.6 * far[1]
+    assert far[0] < 0.8 * far[1]
     again = scan(make_scene(3, image_size=(100, 56), weather="clear", light="day"), 2.0, MODEL)
     assert torch.equal(clear.points, again.points) and torch.equal(clear.category, again.category)

@@ -89,7 +89,7 @@ def test_shadow_falls_away_from_the_sun():
     points = torch.cat([xy, scene.ground.height(xy)[:, None] + 0.05], -1)
     toward = scene.sun_direction.expand_as(points)
     blocked = torch.isfinite(first_hit(world_solids(scene, 0.0), None, points, toward)[0])
-    lit = maps.lit(torch.zeros(300, dtype=torch.int64), (points - eye).float(), 0.04)
+    lit = maps.lit(torch.zeros(300, dtype=torch.int64), (points - eye).float(), scene.ground.normal(xy).float(), 0.04)
     # Half a texel of a shadow's edge may go either way.
     assert ((lit < 0.5) == blocked).float().mean() > 0.93
     assert 0 < blocked.float().mean() < 1

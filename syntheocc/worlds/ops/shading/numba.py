@@ -16,6 +16,7 @@ from syntheocc.worlds.lighting import Lighting
 from syntheocc.worlds.materials import BASE, EMISSION, LAYER, OFFSET, PATTERNS, ROUGHNESS, SCALE, SECOND, VARIANTS
 from syntheocc.worlds.ops.visibility import GROUND, KIND, TAPER
 from syntheocc.worlds.shading import PUDDLES, Surroundings
+from syntheocc.worlds.shadows import _STEEPEST
 from syntheocc.worlds.textures import LEVELS, SIDE, layer_of
 
 _WINDOWS = PATTERNS.index("windows")
@@ -124,19 +125,24 @@ def _place(px, py, pz, depth, axes, eye, step):
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # pragma: no cover (compiled)
-def _lit(px, py, pz, depth, axes, eye, step):
+def _lit(px, py, pz, normal, depth, axes, eye, step):
     """`LightMaps.lit`."""
     x, y, away = _place(px, py, pz, depth, axes, eye, step)
     if not (x > -2 and y > -2 and x < depth.shape[0] + 1 and y < depth.shape[0] + 1):
         return 1.0
     i, j = int(math.floor(x)), int(math.floor(y))
     fx, fy = x - i, y - j
-    limit = away - _LIT_BIAS
+    along = axes[2, 0] * normal[0] + axes[2, 1] * normal[1] + axes[2, 2] * normal[2]
+    along = min(along, -1e-3) if along < 0 else max(along, 1e-3)
+    sx = -(axes[0, 0] * normal[0] + axes[0, 1] * normal[1] + axes[0, 2] * normal[2]) / along
+    sy = -(axes[1, 0] * normal[0] + axes[1, 1] * normal[1] + axes[1, 2] * normal[2]) / along
+    sx, sy = _clip(sx, -_STEEPEST, _STEEPEST) * step, _clip(sy, -_STEEPEST, _STEEPEST) * step
+    limit = away - _LIT_BIAS - sx * fx - sy * fy
     free = 0.0
     free += (1 - fx) * (1 - fy) if _at(depth, i, j) >= limit else 0.0
-    free += fx * (1 - fy) if _at(depth, i + 1, j) >= limit else 0.0
-    free += (1 - fx) * fy if _at(depth, i, j + 1) >= limit else 0.0
-    free += fx * fy if _at(depth, i + 1, j + 1) >= limit else 0.0
+    free += fx * (1 - fy) if _at(depth, i + 1, j) >= limit + sx else 0.0
+    free += (1 - fx) * fy if _at(depth, i, j + 1) >= limit + sy else 0.0
+    free += fx * fy if _at(depth, i + 1, j + 1) >= limit + sx + sy else 0.0
     return free
 
 
@@ -285,7 +291,7 @@ def _rows(
             cosine = max(normal[0] * light[0] + normal[1] * light[1] + normal[2] * light[2], 0.0)
             lift = 0.06 + 0.0015 * away
             lx, ly, lz = px + normal[0] * lift, py + normal[1] * lift, pz + normal[2] * lift
-            lit = _lit(lx, ly, lz, sun, sun_axes, sun_eye, sun_step) * cosine if cosine > 0 else 0.0
+            lit = _lit(lx, ly, lz, normal, sun, sun_axes, sun_eye, sun_step) * cosine if cosine > 0 else 0.0
             open_ = _openness(lx, ly, lz, over, over_axes, over_eye, over_step)
             up = 0.5 + 0.5 * normal[2]
             mx, my, mz = dx + 2 * facing * normal[0], dy + 2 * facing * normal[1], dz + 2 * facing * normal[2]
@@ -315,7 +321,7 @@ def _rows(
                 heaven = light[_HORIZON + c] + 0.55 * (light[_ZENITH + c] - light[_HORIZON + c])
                 bounce = 0.22 * (heaven + light[_SUN + c] * high * 0.5)
                 ambient = (bounce + up * (heaven - bounce)) * (0.25 + 0.75 * open_)
-                value = color[c] * (lit * light[_SUN + c] * 0.32 + ambient * 0.9)
+                value = color[c] * (lit * light[_SUN + c] * 0.42 + ambient * 0.85)
                 mirror = (sky[c] + below * (bounce * 0.6 - sky[c])) * (0.35 + 0.65 * open_)
                 value += strength * (mirror - value)
                 value += shine * light[_SUN + c] + color[c] * m[EMISSION] * (0.25 + 3 * lamps)
