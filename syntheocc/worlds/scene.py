@@ -14,7 +14,7 @@ from torch import Tensor
 from syntheocc.occupancy.cameras import CameraRig
 from syntheocc.occupancy.data.frames import Boxes
 from syntheocc.occupancy.transforms import invert_rigid
-from syntheocc.worlds.actors import Actor
+from syntheocc.worlds.actors import Actor, on_ground
 from syntheocc.worlds.ego import EGO_BOX, Ego, ego_body, jittered_lidar, jittered_rig, sway
 from syntheocc.worlds.families import SPLITS, random_for
 from syntheocc.worlds.footprints import Footprints
