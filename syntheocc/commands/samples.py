@@ -121,7 +121,10 @@ class SampleConfig:
         Raises:
             ValueError: that folder does not exist.
         """
-        root = self.occ_path or Path(self.dataroot_path) / _USUAL_ROOTS[kind]
+        usual = Path(self.dataroot_path) / _USUAL_ROOTS[kind]
+        # `syntheocc world` keeps all of a world below its data root.
+        within = Path(self.dataroot_path) / usual.name
+        root = self.occ_path or (within if not usual.is_dir() and within.is_dir() else usual)
         if not Path(root).is_dir():
             raise ValueError(f"{root} (labels of kind {kind}) is not a folder; give it as --occ_path")
         return Path(root)

@@ -32,7 +32,7 @@ from syntheocc.occupancy.transforms import invert_rigid, numbers, pose_from_quat
 __all__ = ["STYLES", "detect_style", "read_infos"]
 
 STYLES = ("mmdet3d_v1.1", "mmdet3d_v1.0", "sweep", "bevdet", "openoccupancy")
-# Every nuScenes picture has this size, and only v1.1 infos may say so themselves.
+# Every nuScenes picture has this size, and infos rarely say so themselves.
 IMAGE_SIZE = (900, 1600)
 
 
@@ -256,7 +256,9 @@ def _frame_v10(reader: _Reader, style: str, layout: str) -> Frame:
                 cam2ego = invert_rigid(ego2global) @ reader.pose(cam, "ego2global") @ reader.pose(cam, "sensor2ego")
             # SparseOcc's sweeps and some converters spell it in the plural.
             intrinsics = reader.intrinsics(cam, "cam_intrinsics" if "cam_intrinsics" in cam else "cam_intrinsic")
-            rig[name] = Camera(intrinsics, cam2ego, *reader.image_size)
+            # Our own infos say the size, which nuScenes' pictures all share and its infos leave out.
+            height, width = cam.get("height") or reader.image_size[0], cam.get("width") or reader.image_size[1]
+            rig[name] = Camera(intrinsics, cam2ego, height, width)
             if "timestamp" in cam:
                 stamps[name] = _microseconds(cam["timestamp"])
     kept = ("scene_token", "lidar_token", "lidar_idx", "frame_idx", "sweeps", "occ_path", "valid_flag")

@@ -135,6 +135,8 @@ def _info_v10(frame: Frame, style: str, root: Path | None) -> dict[str, Any]:
             "sensor2lidar_rotation": sensor2lidar[:3, :3].numpy().copy(),
             "sensor2lidar_translation": sensor2lidar[:3, 3].numpy().copy(),
             "cam_intrinsic": camera.intrinsics.numpy().copy(),
+            "height": camera.height,
+            "width": camera.width,
         }
         if style == "sweep":
             sensor2global = ego2global @ camera.cam2ego

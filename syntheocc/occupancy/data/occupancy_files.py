@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from syntheocc.occupancy.data.frames import Frame
 from syntheocc.occupancy.data.occ3d import occ3d_path, read_occ3d, write_occ3d
 from syntheocc.occupancy.data.openoccupancy import openoccupancy_path, read_openoccupancy, write_openoccupancy
+from syntheocc.occupancy.data.semantic_kitti import read_semantic_kitti, semantic_kitti_path, write_semantic_kitti
 from syntheocc.occupancy.data.surroundocc import (
     SURROUNDOCC_FINE,
     read_surroundocc,
@@ -19,6 +20,7 @@ from syntheocc.occupancy.grids import (
     OCC3D_NUSCENES,
     OPENOCC_V2,
     OPENOCCUPANCY,
+    SEMANTIC_KITTI,
     SURROUNDOCC,
     SYNTHEOCC,
     SYNTHEOCC_COARSE,
@@ -48,6 +50,7 @@ _KINDS = {
     "openoccupancy": _Kind(OPENOCCUPANCY, read_openoccupancy, write_openoccupancy, openoccupancy_path),
     "occ3d": _Kind(OCC3D_NUSCENES, lambda p, t: read_occ3d(p).grid, write_occ3d, occ3d_path),
     "openocc_v2": _Kind(OPENOCC_V2, lambda p, t: read_occ3d(p, OPENOCC_V2).grid, write_occ3d, occ3d_path),
+    "semantic_kitti": _Kind(SEMANTIC_KITTI, read_semantic_kitti, write_semantic_kitti, semantic_kitti_path),
 }
 OCCUPANCY_KINDS = tuple(_KINDS)
 
@@ -58,7 +61,8 @@ def read_occupancy(path: str | os.PathLike, kind: str, lidar2ego: Any = None) ->
     Args:
         path: the file.
         kind: one of `OCCUPANCY_KINDS`; the `_coarse` (0.5 m) and `_fine` (0.2 m) kinds are the other resolutions.
-        lidar2ego: [4, 4], needed by all but the ego-frame kinds (occ3d, openocc_v2).
+        lidar2ego: [4, 4], needed by all but the ego-frame kinds (occ3d, openocc_v2); the identity for semantic_kitti,
+            whose ego is the velodyne frame.
 
     Raises:
         ValueError: an unknown kind, a missing lidar2ego, or what the format's own reader finds.

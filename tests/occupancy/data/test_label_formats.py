@@ -58,7 +58,8 @@ def test_every_kind_round_trips(tmp_path, kind):
     labels[tuple(index)] = torch.randint(preset.taxonomy.num_classes, (300,), generator=generator).to(torch.uint8)
     labels[0, 1, 2] = 255
     grid = OccupancyGrid(labels, *preset, POSE if preset.spec.frame == "lidar" else None)
-    path = tmp_path / ("labels.npz" if kind in ("occ3d", "openocc_v2") else "labels.npy")
+    suffix = {"occ3d": "npz", "openocc_v2": "npz", "semantic_kitti": "label"}.get(kind, "npy")
+    path = tmp_path / f"labels.{suffix}"
     write_occupancy(grid, path, kind)
     read = read_occupancy(path, kind, POSE)
     assert torch.equal(read.labels, labels) and read.spec == grid.spec and read.taxonomy == grid.taxonomy
