@@ -25,6 +25,8 @@ class ConditionSpec:
         samples_per_cell: rays a latent pixel.
         taxonomy_name: of the class table.
         taxonomy: the table, None for one that this package does not know: a grid must then bring one of that name.
+        num_classes: number of ids of that table, free included.
+        free: its free id.
     """
 
     planes: PlaneSpec
@@ -32,6 +34,13 @@ class ConditionSpec:
     samples_per_cell: int
     taxonomy_name: str
     taxonomy: Taxonomy | None
+    num_classes: int
+    free: int
+
+    def reads(self, taxonomy: Taxonomy) -> bool:
+        """Whether labels of `taxonomy` mean to the ControlNet what they say: same name, number of ids and free id."""
+        own = (self.taxonomy_name, self.num_classes, self.free)
+        return own == (taxonomy.name, taxonomy.num_classes, taxonomy.free)
 
 
 def condition_spec(controlnet: Any) -> ConditionSpec:
@@ -43,6 +52,8 @@ def condition_spec(controlnet: Any) -> ConditionSpec:
         samples_per_cell=config.samples_per_cell,
         taxonomy_name=config.taxonomy,
         taxonomy=TAXONOMIES.get(config.taxonomy),
+        num_classes=config.num_classes,
+        free=config.free_class,
     )
 
 
@@ -79,10 +90,11 @@ class GridSource:
         """Raise ValueError when the grid's taxonomy cannot be mapped to the ControlNet's."""
         if spec.taxonomy is not None:
             self.grid.taxonomy.mapping_to(spec.taxonomy)
-        elif self.grid.taxonomy.name != spec.taxonomy_name:
+        elif not spec.reads(self.grid.taxonomy):
             raise ValueError(
                 f"the ControlNet's taxonomy {spec.taxonomy_name!r} is not one of {sorted(TAXONOMIES)}: give a grid "
-                f"with exactly that taxonomy, not {self.grid.taxonomy.name!r}"
+                f"with exactly that taxonomy, {spec.num_classes} ids and {spec.free} free, not "
+                f"{_describe(self.grid.taxonomy)}"
             )
 
     def render(self, spec: ConditionSpec, height: int, width: int, device: torch.device) -> SemanticMPI:
@@ -132,10 +144,11 @@ class MPISource:
                 f"the MPI was sampled with pixel_origin={mpi.pixel_origin!r}, the ControlNet reads "
                 f"{spec.pixel_origin!r}; render it with that"
             )
-        if mpi.taxonomy.name != spec.taxonomy_name:
+        if not spec.reads(mpi.taxonomy):
             raise ValueError(
-                f"the MPI's taxonomy is {mpi.taxonomy.name!r}, the ControlNet's {spec.taxonomy_name!r}; render it "
-                f"with taxonomy=taxonomy_named({spec.taxonomy_name!r}), or pass occupancy= and cameras= instead"
+                f"the MPI's taxonomy is {_describe(mpi.taxonomy)}, the ControlNet reads {spec.taxonomy_name!r} "
+                f"of {spec.num_classes} ids with {spec.free} free; render it with that (see taxonomy_named), "
+                "or pass occupancy= and cameras= instead"
             )
         highest = max(int(mpi.labels.max()), int(mpi.nearest.max()))
         if highest >= mpi.taxonomy.num_classes:
@@ -168,6 +181,10 @@ def ring_neighbors(num_views: int) -> Tensor:
     if num_views == 2:
         table[:, 1] = -1
     return table
+
+
+def _describe(taxonomy: Taxonomy) -> str:
+    return f"{taxonomy.name!r} of {taxonomy.num_classes} ids with {taxonomy.free} free"
 
 
 def _without_padding(table: Tensor) -> Tensor:

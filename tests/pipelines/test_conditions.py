@@ -5,9 +5,9 @@ import torch
 
 from syntheocc.models import MPIControlNetModel
 from syntheocc.models.presets import tiny_components
-from syntheocc.occupancy import OCC3D_NUSCENES, OccupancyGrid, PlaneSpec, SemanticMPI, render_mpi
+from syntheocc.occupancy import OCC3D_NUSCENES, GridSpec, OccupancyGrid, PlaneSpec, SemanticMPI, Taxonomy, render_mpi
 from syntheocc.pipelines.conditions import gather_conditions
-from syntheocc.pipelines.sources import condition_spec, ring_neighbors
+from syntheocc.pipelines.sources import GridSource, condition_spec, ring_neighbors
 
 PLANES = PlaneSpec(num_planes=8, near=3.0, step=3.0)
 
@@ -120,3 +120,18 @@ def test_grid_of_another_taxonomy_is_mapped(pipe, call, rig):
     assert mpi.taxonomy.name == "syntheocc"
     names = {mpi.taxonomy.classes[i] for i in mpi.labels.unique().tolist()} - {mpi.taxonomy.classes[0]}
     assert names == {"driveable_surface", "car"}
+
+
+def test_a_table_of_the_same_name_with_another_free_id_is_refused(rig):
+    # Unknown to the package, so that nothing can be mapped: every empty cell would be read as a class.
+    controlnet = tiny_components(taxonomy="mine", num_classes=3, free_class=2)["controlnet"]
+    spec, colors = condition_spec(controlnet), ((0, 0, 0), (1, 1, 1), (2, 2, 2))
+    for free in (0, 2):
+        table = Taxonomy("mine", ("a", "b", "c"), colors, free, (1,))
+        labels = torch.full((2, 2, 2), free, dtype=torch.uint8)
+        source = GridSource(OccupancyGrid(labels, GridSpec((0, 0, 0), 1.0, (2, 2, 2)), table), rig)
+        if free == 2:
+            source.check(spec, 1, 1)
+        else:
+            with pytest.raises(ValueError, match="3 ids and 2 free, not 'mine' of 3 ids with 0 free"):
+                source.check(spec, 1, 1)
