@@ -47,8 +47,12 @@ class Ground:
 
     def max_slope(self) -> float:
         """An upper bound of the slope anywhere, rise over run."""
+        return float(self.steepest())
+
+    def steepest(self) -> Tensor:
+        """`max_slope` as a tensor on the ground's device, so that nothing waits for it."""
         steepest = self.waves[:, 0].abs() * self.waves[:, 1:3].norm(dim=-1)
-        return float(self.ramp.norm() + steepest.sum())
+        return self.ramp.norm() + steepest.sum()
 
     def height(self, xy: Tensor) -> Tensor:
         """Height z in metres, float64 [...], at world points xy [..., 2]."""

@@ -1,13 +1,17 @@
 """Light, sky and air of a scene: what follows from its weather, its time of day and where the sun stands."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from syntheocc.worlds.constants import constant
 from syntheocc.worlds.scene import Scene
 from syntheocc.worlds.textures import Atlas, layer_of
+
+Color = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -28,16 +32,21 @@ class Lighting:
     """
 
     sun_direction: tuple[float, float, float]
-    sun: tuple[float, float, float]
-    zenith: tuple[float, float, float]
-    horizon: tuple[float, float, float]
+    sun: Color
+    zenith: Color
+    horizon: Color
     clouds: float
     fog_m: float
-    fog: tuple[float, float, float]
+    fog: Color
     wet: float
     rain: float
     lamps: float
     exposure: float
+
+
+def _scaled(color: Color, factor: float) -> Color:
+    red, green, blue = color
+    return factor * red, factor * green, factor * blue
 
 
 def lighting_of(scene: Scene) -> Lighting:
@@ -47,36 +56,37 @@ def lighting_of(scene: Scene) -> Lighting:
     height = max(float(scene.sun_direction[2]), 0.0)
     # Low sun is red: the blue is lost on the long way through the air.
     low = math.exp(-height / 0.18)
-    sun = [3.2 * (1 - 0.25 * low), 3.0 * (1 - 0.5 * low), 2.7 * (1 - 0.75 * low)]
+    sun = (3.2 * (1 - 0.25 * low), 3.0 * (1 - 0.5 * low), 2.7 * (1 - 0.75 * low))
     zenith, horizon = (0.22, 0.42, 0.85), (0.72, 0.80, 0.90)
     clouds, fog_m, wet, rain, lamps, exposure = 0.15 + 0.5 * vary[0], 900.0, 0.0, 0.0, 0.0, 0.62
     if scene.weather != "clear":
         share = {"overcast": 0.06, "rain": 0.02, "fog": 0.05}[scene.weather]
-        sun = [share * value for value in sun]
+        sun = _scaled(sun, share)
         gray = 0.75 + 0.25 * vary[1]
         zenith, horizon = (0.62 * gray, 0.66 * gray, 0.72 * gray), (0.80 * gray, 0.83 * gray, 0.87 * gray)
         clouds, fog_m = 1.0, {"overcast": 600.0, "rain": 160.0, "fog": 28.0 + 40 * vary[2]}[scene.weather]
         wet, rain = (1.0, 0.4 + 0.6 * vary[3]) if scene.weather == "rain" else (0.0, 0.0)
         exposure = 0.8
     if scene.light == "dusk":
-        sun = [0.45 * value for value in sun]
-        zenith = tuple(0.30 * value for value in zenith)
+        sun, zenith = _scaled(sun, 0.45), _scaled(zenith, 0.30)
         warm = (0.62, 0.42, 0.32) if scene.weather == "clear" else (0.42, 0.40, 0.42)
-        horizon = tuple(0.9 * w * h for w, h in zip(warm, horizon, strict=True))
+        red, green, blue = (0.9 * w * h for w, h in zip(warm, horizon, strict=True))
+        horizon = (red, green, blue)
         lamps, exposure = 0.35, 1.7
     elif scene.light == "night":
-        sun = [0.006 * value for value in (0.8, 0.9, 1.1)]
+        sun = _scaled((0.8, 0.9, 1.1), 0.006)
         zenith, horizon = (0.006, 0.008, 0.015), (0.022, 0.021, 0.024)
         lamps, exposure = 1.0, 2.6
-    fog = tuple(0.55 * h + 0.45 * z for h, z in zip(horizon, zenith, strict=True))
+    red, green, blue = (0.55 * h + 0.45 * z for h, z in zip(horizon, zenith, strict=True))
+    x, y, z = (float(value) for value in scene.sun_direction)
     return Lighting(
-        tuple(float(value) for value in scene.sun_direction),
-        tuple(sun),
-        tuple(zenith),
-        tuple(horizon),
+        (x, y, z),
+        sun,
+        zenith,
+        horizon,
         clouds,
         fog_m,
-        fog,
+        (red, green, blue),
         wet,
         rain,
         lamps,
@@ -86,7 +96,10 @@ def lighting_of(scene: Scene) -> Lighting:
 
 def sky_color(light: Lighting, directions: Tensor, atlas: Atlas, detailed: bool) -> Tensor:
     """Radiance of the sky, float32 [M, 3], in unit directions [M, 3]; reflections need no clouds and no sun's disc."""
-    new = directions.new_tensor
+
+    def new(values: Sequence[float]) -> Tensor:
+        return constant(values, directions)
+
     zenith, horizon, fog = new(light.zenith), new(light.horizon), new(light.fog)
     up = directions[:, 2].clamp_min(0)
     color = torch.lerp(horizon, zenith, (1 - (1 - up) ** 3.5)[:, None])

@@ -3,11 +3,13 @@
 Everything is per pixel and plain torch, the same on CPU and GPU. Legend: M pixels, N images, P solids.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from syntheocc.worlds.constants import constant
 from syntheocc.worlds.geometry import SceneGeometry
 from syntheocc.worlds.intersect import shape_normals
 from syntheocc.worlds.lighting import Lighting, sky_color
@@ -88,7 +90,7 @@ def surface_of_ground(around: Surroundings, image: Tensor, points: Tensor) -> tu
     angle = xy @ waves[:, 1:3].T + waves[:, 3]
     slope = ground.ramp.float() + (waves[:, 0] * angle.cos()) @ waves[:, 1:3]
     normal = torch.nn.functional.normalize(torch.cat([-slope, torch.ones_like(slope[:, :1])], -1), dim=-1)
-    cell = ((xy - xy.new_tensor(ground.origin)) / ground.resolution).floor().long()
+    cell = ((xy - constant(ground.origin, xy)) / ground.resolution).floor().long()
     nx, ny = ground.labels.shape
     flat = cell[:, 0].clamp(0, nx - 1) * ny + cell[:, 1].clamp(0, ny - 1)
     return normal, xy, ground.materials.reshape(-1)[flat].long(), ground.labels.reshape(-1)[flat]
@@ -119,7 +121,11 @@ def shade(
     Returns:
         float32 [M, 3] linear radiance.
     """
-    light, new = around.light, rays.new_tensor
+    light = around.light
+
+    def new(values: float | Sequence[float]) -> Tensor:
+        return constant(values, rays)
+
     points = rays * distance[:, None]
     row = around.geometry.table[material]
     facing = -(normal * rays).sum(-1)
@@ -186,7 +192,6 @@ def _lamp_light(
     scaled: Tensor,
 ) -> Tensor:
     """Head lamps of the ego car, and windows behind which somebody is at home."""
-    new = points.new_tensor
     ego = around.ego2world
     forward = ego[:, :3, 0].float()[image]
     lamp = (ego[:, :3, 3] + 3.6 * ego[:, :3, 0] + 0.7 * ego[:, :3, 2] - around.eyes).float()[image]
@@ -204,8 +209,8 @@ def _lamp_light(
     street = 0.055 * torch.exp(-((points[:, 2] + 1.0).clamp_min(0) / 6)) * (0.4 + 0.6 * normal[:, 2].clamp_min(0))
     window = (scaled * 4).floor().long()
     home = pane * ((window[:, 0] * 73856093 + window[:, 1] * 19349663 + 811) % 1009 > 720)
-    glow = (home * 0.5 * gain)[:, None] * new([1.0, 0.72, 0.38])
-    warm = new([1.0, 0.80, 0.55])
+    glow = (home * 0.5 * gain)[:, None] * constant([1.0, 0.72, 0.38], points)
+    warm = constant([1.0, 0.80, 0.55], points)
     return around.light.lamps * (
-        color * (lamp_light[:, None] * new([1.0, 0.96, 0.88]) + street[:, None] * warm) + glow
+        color * (lamp_light[:, None] * constant([1.0, 0.96, 0.88], points) + street[:, None] * warm) + glow
     )

@@ -45,7 +45,7 @@ def ground_table(ground: Ground, eyes: Tensor) -> Tensor:
     base = ground.base + eyes[:, :2] @ ramp - eyes[:, 2]
     phase = torch.remainder(eyes[:, :2] @ waves[:, 1:3].T + waves[:, 3], 2 * torch.pi)
     images = len(eyes)
-    head = torch.cat([ramp, ramp.new_tensor([ground.max_slope()])]).expand(images, 3)
+    head = torch.cat([ramp, ground.steepest().to(eyes)[None]]).expand(images, 3)
     tail = torch.cat([waves[:, :3].expand(images, -1, -1), phase[..., None]], -1).flatten(1)
     return torch.cat([base[:, None], head, tail], 1).float()
 
