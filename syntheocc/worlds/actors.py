@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from syntheocc.worlds.ground import Ground
+from syntheocc.worlds.paths import Offset, Path
 from syntheocc.worlds.primitives import Primitives
 
 __all__ = ["Actor", "Parked", "SpeedProfile", "Travel", "on_ground"]
@@ -34,7 +35,7 @@ class SpeedProfile:
         if len(self.times) != len(self.speeds) or not self.times or any(np.diff(self.times) <= 0):
             raise ValueError(f"a speed profile needs increasing times, one a speed; got {self.times}, {self.speeds}")
 
-    def speed(self, t: np.ndarray) -> np.ndarray:
+    def speed(self, t: float | np.ndarray) -> np.ndarray:
         """m/s at times t [...]."""
         t = np.asarray(t, dtype=np.float64)
         speed = np.full(t.shape, self.speeds[0])
@@ -51,7 +52,7 @@ class SpeedProfile:
             way = way + (v1 - v0) * ((t1 - t0) * (u**3 - u**4 / 2) + np.maximum(t - t1, 0))
         return way
 
-    def distance(self, t: np.ndarray) -> np.ndarray:
+    def distance(self, t: float | np.ndarray) -> np.ndarray:
         """Metres along the path at times t [...]."""
         t = np.asarray(t, dtype=np.float64)
         return self.start + self._integral(t) - self._integral(np.zeros(()))
@@ -65,7 +66,7 @@ class Parked:
     y: float
     yaw: float
 
-    def planar(self, t: np.ndarray) -> np.ndarray:
+    def planar(self, t: float | np.ndarray) -> np.ndarray:
         """x, y, yaw, float64 [..., 3], at times t [...]."""
         t = np.asarray(t, dtype=np.float64)
         return np.broadcast_to(np.array([self.x, self.y, self.yaw]), (*t.shape, 3)).copy()
@@ -81,17 +82,17 @@ class Travel:
     """Moves along a path.
 
     Args:
-        path: has `points(s [...]) -> [..., 2]` for any s in metres (beyond its ends it goes straight on).
+        path: where; beyond its ends it goes straight on.
         profile: metres along the path over time.
         wheelbase: the heading is that of the chord between two points this far apart, so that it turns smoothly
             where a straight becomes an arc.
     """
 
-    path: "object"
+    path: Path | Offset
     profile: SpeedProfile
     wheelbase: float = 2.7
 
-    def planar(self, t: np.ndarray) -> np.ndarray:
+    def planar(self, t: float | np.ndarray) -> np.ndarray:
         """x, y, yaw, float64 [..., 3], at times t [...]."""
         s = self.profile.distance(np.asarray(t, dtype=np.float64))
         rear, front = self.path.points(s - self.wheelbase / 2), self.path.points(s + self.wheelbase / 2)

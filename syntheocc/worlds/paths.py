@@ -13,7 +13,9 @@ import numpy as np
 __all__ = ["Offset", "Path", "fillet"]
 
 
-def _along(yaw: np.ndarray, curvature: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _along(
+    yaw: float | np.ndarray, curvature: float | np.ndarray, s: float | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Displacement (x, y) after s metres from a point with heading `yaw`; exact for straights and arcs."""
     # The chord of an arc that turns by 2h is s sin(h) / h long and points along yaw + h; np.sinc is sin(pi x)/(pi x).
     half = curvature * s / 2
@@ -49,23 +51,23 @@ class Path:
         """Metres, without the straights beyond its ends."""
         return float(sum(length for length, _ in self.pieces))
 
-    def _at(self, s: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _at(self, s: float | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         s = np.asarray(s, dtype=np.float64)
         row = self._table[np.searchsorted(self._table[:, 0], s, side="right") - 1]
         ds = np.where(np.isinf(row[..., 0]), s, s - row[..., 0])
         dx, dy = _along(row[..., 3], row[..., 4], ds)
         return row[..., 1] + dx, row[..., 2] + dy, row[..., 3] + row[..., 4] * ds, row[..., 4]
 
-    def points(self, s: np.ndarray) -> np.ndarray:
+    def points(self, s: float | np.ndarray) -> np.ndarray:
         """Points float64 [..., 2] at s [...]."""
         x, y, _, _ = self._at(s)
         return np.stack([x, y], -1)
 
-    def yaws(self, s: np.ndarray) -> np.ndarray:
+    def yaws(self, s: float | np.ndarray) -> np.ndarray:
         """Headings float64 [...] at s [...], radians."""
         return self._at(s)[2]
 
-    def curvatures(self, s: np.ndarray) -> np.ndarray:
+    def curvatures(self, s: float | np.ndarray) -> np.ndarray:
         """Curvature float64 [...] at s [...], 1/metres."""
         return self._at(s)[3]
 
@@ -103,19 +105,24 @@ class Offset:
     reverse: bool = False
     origin: float = 0.0
 
-    def base_s(self, s: np.ndarray) -> np.ndarray:
+    def base_s(self, s: float | np.ndarray) -> np.ndarray:
         """Metres along the underlying path."""
         s = np.asarray(s, dtype=np.float64)
         return self.origin - s if self.reverse else self.origin + s
 
-    def points(self, s: np.ndarray) -> np.ndarray:
+    def points(self, s: float | np.ndarray) -> np.ndarray:
         """Points float64 [..., 2] at s [...]."""
         base = self.base_s(s)
         yaw = self.path.yaws(base)
         return self.path.points(base) + self.d * np.stack([-np.sin(yaw), np.cos(yaw)], -1)
 
 
-def fillet(start: Sequence[float], corner: Sequence[float], end: Sequence[float], radius: float) -> tuple[Path, float]:
+def fillet(
+    start: Sequence[float] | np.ndarray,
+    corner: Sequence[float] | np.ndarray,
+    end: Sequence[float] | np.ndarray,
+    radius: float,
+) -> tuple[Path, float]:
     """The way from `start` past `corner` to `end` with the corner rounded off.
 
     Args:
@@ -130,13 +137,16 @@ def fillet(start: Sequence[float], corner: Sequence[float], end: Sequence[float]
     Raises:
         ValueError: the straights are too short for the radius.
     """
-    start, corner, end = (np.asarray(p, dtype=np.float64) for p in (start, corner, end))
-    first, second = corner - start, end - corner
+    points = np.array([start, corner, end], dtype=np.float64)
+    first, second = points[1] - points[0], points[2] - points[1]
     yaw = np.arctan2(first[1], first[0])
     turn = (np.arctan2(second[1], second[0]) - yaw + np.pi) % (2 * np.pi) - np.pi
     cut = radius * np.tan(abs(turn) / 2)
     before, after = np.hypot(*first) - cut, np.hypot(*second) - cut
     if before < 0 or after < 0:
-        raise ValueError(f"no room to turn by {turn:.2f} radians with radius {radius} m between {start} and {end}")
-    pieces = ((before, 0.0), (radius * abs(turn), np.sign(turn) / radius), (after, 0.0))
-    return Path(start[0], start[1], float(yaw), tuple((float(a), float(b)) for a, b in pieces)), float(before)
+        raise ValueError(
+            f"no room to turn by {turn:.2f} radians with radius {radius} m between {points[0]} and {points[2]}"
+        )
+    (x, y), begins = points[0].tolist(), float(before)
+    arc = (float(radius * abs(turn)), float(np.sign(turn) / radius))
+    return Path(x, y, float(yaw), ((begins, 0.0), arc, (float(after), 0.0))), begins

@@ -59,12 +59,17 @@ class Solids:
         self._rows.append((kind, self.local2frame @ local, taper, self.label, self.category, material))
 
     def box(
-        self, low: Sequence[float], high: Sequence[float], material: int, yaw: float = 0.0, pitch: float = 0.0
+        self,
+        low: Sequence[float] | np.ndarray,
+        high: Sequence[float] | np.ndarray,
+        material: int,
+        yaw: float = 0.0,
+        pitch: float = 0.0,
     ) -> None:
         """An upright box between two corners, then turned about its own centre (radians; pitch > 0 dips its front)."""
-        low, high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
+        lower, upper = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
         rotation = pose(0, 0, 0, yaw)[:3, :3] @ axes_rotation("z", pitch)
-        self._add(BOX, (low + high) / 2, (high - low) / 2, rotation, 0.0, material)
+        self._add(BOX, (lower + upper) / 2, (upper - lower) / 2, rotation, 0.0, material)
 
     def oriented_box(
         self, center: Sequence[float], half: Sequence[float], rotation: np.ndarray, material: int
@@ -91,17 +96,19 @@ class Solids:
         rotation = axes_rotation(axis) @ (np.diag([1.0, -1.0, -1.0]) if upside_down else np.eye(3))
         self._add(CONE, center, (rx, ry, length / 2), rotation, taper, material)
 
-    def rod(self, start: Sequence[float], end: Sequence[float], radius: float, material: int, taper: float = 0.0):
+    def rod(
+        self, start: Sequence[float], end: Sequence[float], radius: float, material: int, taper: float = 0.0
+    ) -> None:
         """A cylinder between two points."""
-        start, end = np.asarray(start, dtype=np.float64), np.asarray(end, dtype=np.float64)
-        along = end - start
+        first, last = np.asarray(start, dtype=np.float64), np.asarray(end, dtype=np.float64)
+        along = last - first
         length = float(np.linalg.norm(along))
         z = along / length
         helper = np.array([1.0, 0, 0]) if abs(z[0]) < 0.9 else np.array([0.0, 1, 0])
         x = np.cross(helper, z)
         x /= np.linalg.norm(x)
         rotation = np.stack([x, np.cross(z, x), z], -1)
-        self._add(CONE, (start + end) / 2, (radius, radius, length / 2), rotation, taper, material)
+        self._add(CONE, (first + last) / 2, (radius, radius, length / 2), rotation, taper, material)
 
     def __len__(self) -> int:
         return len(self._rows)
