@@ -109,10 +109,10 @@ def building(
     solids.box((door - 0.55, front - 0.07, -0.3), (door + 0.55, front + 0.1, 2.15), paint.pick("lacquer", random))
     if random.random() < 0.45:
         x, z = half_x * random.uniform(-0.6, 0.6), random.uniform(2.6, max(2.7, height - 1.5))
-        half = random.uniform(0.8, 2.2)
+        reach = random.uniform(0.8, 2.2)
         solids.box(
-            (x - half, front - 0.12, z - 0.5),
-            (x + half, front + 0.1, z + random.uniform(0.3, 2.0)),
+            (x - reach, front - 0.12, z - 0.5),
+            (x + reach, front + 0.1, z + random.uniform(0.3, 2.0)),
             paint.pick("poster", random),
         )
     if kind in ("house", "terrace", "hall") and random.random() < 0.6:  # an annexe beside or behind

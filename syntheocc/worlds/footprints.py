@@ -69,7 +69,7 @@ class Footprints:
         wide = np.array(half) + margin
         reach, taken = self._everywhere(mine, wide), self._reach[: self._count]
         meet = (taken[:, :2] <= reach[2:]).all(1) & (taken[:, 2:] >= reach[:2]).all(1)
-        who = meet.nonzero()[0]
+        who = np.flatnonzero(meet)
         if not len(who):
             return True
         other, sizes = self._planar[who], self._half[who]

@@ -60,9 +60,9 @@ class Material:
 
     def __post_init__(self):
         object.__setattr__(self, "base_color", tuple(float(value) for value in self.base_color))
-        second = self.second_color or tuple(0.7 * value for value in self.base_color)
-        object.__setattr__(self, "second_color", tuple(float(value) for value in second))
-        for color in (self.base_color, self.second_color):
+        second = tuple(float(value) for value in self.second_color or (0.7 * value for value in self.base_color))
+        object.__setattr__(self, "second_color", second)
+        for color in (self.base_color, second):
             if len(color) != 3 or not all(0 <= value <= 1 for value in color):
                 raise ValueError(f"material {self.name!r}: a colour is three numbers in 0..1, got {color}")
         if self.pattern not in PATTERNS:

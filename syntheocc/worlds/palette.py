@@ -19,13 +19,15 @@ Color = tuple[float, float, float]
 
 def _grey(random: np.random.Generator, low: float, high: float, tint: float = 0.06) -> Color:
     value = random.uniform(low, high)
-    return tuple(float(np.clip(value * (1 + random.uniform(-tint, tint)), 0, 1)) for _ in range(3))
+    red, green, blue = (float(np.clip(value * (1 + random.uniform(-tint, tint)), 0, 1)) for _ in range(3))
+    return red, green, blue
 
 
 def _hue(random: np.random.Generator, hue: tuple[float, float], saturation, value) -> Color:
     rgb = colorsys.hsv_to_rgb(random.uniform(*hue) % 1.0, random.uniform(*saturation), random.uniform(*value))
     # HSV is chosen by eye, that is in sRGB; 2.2 makes it linear.
-    return tuple(float(channel**2.2) for channel in rgb)
+    red, green, blue = (float(channel**2.2) for channel in rgb)
+    return red, green, blue
 
 
 def _any(random: np.random.Generator) -> Color:

@@ -59,7 +59,7 @@ def scene_seed(seed: int, split: str, index: int) -> int:
 
 
 def _official(split: str) -> list[int]:
-    numbers = []
+    numbers: list[int] = []
     for part in _OFFICIAL[split].split():
         first, _, last = part.partition("-")
         numbers += range(int(first), int(last or first) + 1)

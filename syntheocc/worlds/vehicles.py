@@ -35,7 +35,8 @@ def fitted(solids: Solids, category: str) -> Model:
     shift = torch.eye(4, dtype=torch.float64)
     shift[:3, 3] = torch.from_numpy(-(lower + upper) / 2)
     # A hair more than the bounds, so that rounding leaves no corner outside.
-    return Model(parts.transformed(shift), tuple(float(v) + 1e-6 for v in upper - lower), category)
+    length, width, height = (float(v) + 1e-6 for v in upper - lower)
+    return Model(parts.transformed(shift), (length, width, height), category)
 
 
 def _lights(body: Solids, paint: Palette, front: float, back: float, width: float, z: float) -> None:
