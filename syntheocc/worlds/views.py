@@ -1,5 +1,6 @@
 """Rays of cameras and of the light's maps, cut into the tiles that the visibility operator wants."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -40,23 +41,23 @@ def camera_rays(camera: Camera, device: torch.device | str = "cpu") -> CameraRay
     rays = camera.pixel_rays(torch.stack([u, v], -1))
     unit = torch.nn.functional.normalize(rays, dim=-1)
     scale = unit[..., 2] if camera.model == "pinhole" else torch.ones_like(unit[..., 2])
-    planes = []
-    for tile in (TILE, TILE * COARSE):
-        columns = (
-            torch.arange(-(-camera.width // tile) + 1, dtype=torch.float64).mul(tile).clamp_max(camera.width) - 0.5
-        )
-        rows = (
-            torch.arange(-(-camera.height // tile) + 1, dtype=torch.float64).mul(tile).clamp_max(camera.height) - 0.5
-        )
-        v, u = torch.meshgrid(rows, columns, indexing="ij")
-        corners = torch.nn.functional.normalize(camera.pixel_rays(torch.stack([u, v], -1)), dim=-1)
-        planes.append(perspective_planes(corners, unit, tile).to(device))
+    planes, coarse = (_tile_sides(camera, unit, tile).to(device) for tile in (TILE, TILE * COARSE))
     middle = camera.pixel_rays(
         torch.tensor([[camera.width / 2, camera.height / 2], [camera.width / 2 + 1, camera.height / 2]])
     )
     middle = torch.nn.functional.normalize(middle, dim=-1)
     angle = float(torch.linalg.cross(middle[0], middle[1]).norm())
-    return CameraRays(unit.float().to(device), scale.float().to(device), *planes, angle if angle == angle else 1e-3)
+    angle = 1e-3 if math.isnan(angle) else angle
+    return CameraRays(unit.float().to(device), scale.float().to(device), planes, coarse, angle)
+
+
+def _tile_sides(camera: Camera, unit: Tensor, tile: int) -> Tensor:
+    """The sides float64 [T, 5, 4] of a camera's tiles of tile x tile pixels; unit rays [H, W, 3]."""
+    columns = torch.arange(-(-camera.width // tile) + 1, dtype=torch.float64).mul(tile).clamp_max(camera.width) - 0.5
+    rows = torch.arange(-(-camera.height // tile) + 1, dtype=torch.float64).mul(tile).clamp_max(camera.height) - 0.5
+    v, u = torch.meshgrid(rows, columns, indexing="ij")
+    corners = torch.nn.functional.normalize(camera.pixel_rays(torch.stack([u, v], -1)), dim=-1)
+    return perspective_planes(corners, unit, tile)
 
 
 def world_tiles(lenses: list[CameraRays], cam2world: Tensor) -> RayTiles:
@@ -66,17 +67,21 @@ def world_tiles(lenses: list[CameraRays], cam2world: Tensor) -> RayTiles:
     turn = cam2world[:, :3, :3].to(device).transpose(-1, -2)
     unit, planes, coarse = _stacked(tuple(lenses))
     field = torch.bmm(unit.flatten(1, 2), turn.float()).reshape(images, *lenses[0].unit.shape)
-    turned = []
-    for sides in (planes, coarse):
-        sides = sides.clone()
-        sides[:, :, :4, :3] = sides[:, :, :4, :3] @ turn[:, None]
-        turned.append(sides.float())
-    return RayTiles(field, torch.zeros(images, 3, device=device), *turned, parallel=False)
+    direction = torch.zeros(images, 3, device=device)
+    return RayTiles(field, direction, _turned(planes, turn), _turned(coarse, turn), parallel=False)
+
+
+def _turned(sides: Tensor, turn: Tensor) -> Tensor:
+    """Tiles' sides [N, T, 5, 4] in other axes, float32; turn [N, 3, 3]."""
+    sides = sides.clone()
+    sides[:, :, :4, :3] = sides[:, :, :4, :3] @ turn[:, None]
+    return sides.float()
 
 
 @lru_cache(maxsize=2)
 def _stacked(lenses: tuple[CameraRays, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(torch.stack([getattr(lens, name) for lens in lenses]) for name in ("unit", "planes", "coarse"))
+    unit = torch.stack([lens.unit for lens in lenses])
+    return unit, torch.stack([lens.planes for lens in lenses]), torch.stack([lens.coarse for lens in lenses])
 
 
 @lru_cache(maxsize=16)
@@ -90,12 +95,11 @@ def _map_rays(
     down = torch.linalg.cross(forward, right)
     offset = (torch.arange(size, dtype=torch.float64) - (size - 1) / 2) * step
     field = offset[None, :, None] * right + offset[:, None, None] * down
-    planes = [parallel_planes(size, step, right, down, tile) for tile in (TILE, TILE * COARSE)]
+    planes, coarse = (parallel_planes(size, step, right, down, tile) for tile in (TILE, TILE * COARSE))
     # Rows are right, down, forward: world axes to the map's.
-    return tuple(
-        value.to(device)
-        for value in (torch.stack([right, down, forward]), field.float(), *(p.float() for p in planes))
-    ) + (forward.float().to(device),)
+    axes = torch.stack([right, down, forward]).to(device)
+    field, planes, coarse, forward = (value.float().to(device) for value in (field, planes, coarse, forward))
+    return axes, field, planes, coarse, forward
 
 
 def map_tiles(images: int, size: int, step: float, direction: Tensor, device: torch.device) -> tuple[Tensor, RayTiles]:
