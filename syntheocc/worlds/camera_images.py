@@ -165,37 +165,38 @@ def _colors(around: Surroundings, field: Tensor, distance: Tensor, row: Tensor) 
     labels = torch.zeros(len(rays), dtype=torch.uint8, device=rays.device)
     instances = torch.zeros(len(rays), dtype=torch.int32, device=rays.device)
     chunk = _CPU_CHUNK if rays.device.type == "cpu" else len(rays)
+    size = height * width
     for start in range(0, len(rays), chunk):
         part = row[start : start + chunk]
-        for where, paint in (
-            (part >= 0, _paint_solids),
-            (part == GROUND, _paint_ground),
-            (part == NOTHING, _paint_sky),
-        ):
-            pixels = where.nonzero()[:, 0] + start
-            if len(pixels):
-                paint(around, pixels, pixels // (height * width), rays, distance, row, radiance, labels, instances)
+        solid, ground, sky = (at.nonzero()[:, 0] + start for at in (part >= 0, part == GROUND, part == NOTHING))
+        if len(solid):
+            radiance[solid], labels[solid], instances[solid] = _solid_colors(
+                around, solid // size, row[solid], rays[solid], distance[solid]
+            )
+        if len(ground):
+            radiance[ground], labels[ground] = _ground_colors(around, ground // size, rays[ground], distance[ground])
+        if len(sky):
+            radiance[sky] = _sky_colors(around, rays[sky])
     shape = (images, height, width)
     return radiance.reshape(*shape, 3), labels.reshape(shape), instances.reshape(shape)
 
 
-def _paint_solids(around, pixels, image, rays, distance, row, radiance, labels, instances) -> None:
-    direction, away = rays[pixels], distance[pixels]
-    normal, uv, material, primitive = surface_of_solids(around, image, row[pixels].long(), direction * away[:, None])
-    radiance[pixels] = shade(around, image, direction, away, normal, uv, material, on_ground=False)
-    labels[pixels] = around.geometry.labels[primitive]
-    instances[pixels] = around.geometry.instances[primitive]
+def _solid_colors(
+    around: Surroundings, image: Tensor, row: Tensor, direction: Tensor, away: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Radiance, labels and instances of M pixels that see a row of their image's `SolidTable`."""
+    normal, uv, material, primitive = surface_of_solids(around, image, row.long(), direction * away[:, None])
+    radiance = shade(around, image, direction, away, normal, uv, material, on_ground=False)
+    return radiance, around.geometry.labels[primitive], around.geometry.instances[primitive]
 
 
-def _paint_ground(around, pixels, image, rays, distance, row, radiance, labels, instances) -> None:
-    direction, away = rays[pixels], distance[pixels]
+def _ground_colors(around: Surroundings, image: Tensor, direction: Tensor, away: Tensor) -> tuple[Tensor, Tensor]:
+    """Radiance and labels of M pixels that see the ground."""
     normal, uv, material, label = surface_of_ground(around, image, direction * away[:, None])
-    radiance[pixels] = shade(around, image, direction, away, normal, uv, material, on_ground=True)
-    labels[pixels] = label
+    return shade(around, image, direction, away, normal, uv, material, on_ground=True), label
 
 
-def _paint_sky(around, pixels, image, rays, distance, row, radiance, labels, instances) -> None:
-    direction = rays[pixels]
+def _sky_colors(around: Surroundings, direction: Tensor) -> Tensor:
+    """Radiance of M pixels that see nothing; one without a ray (outside a fisheye's circle) stays black."""
     color = sky_color(around.light, direction, around.atlas, detailed=True)
-    # A pixel without a ray (outside a fisheye's circle) stays black.
-    radiance[pixels] = torch.where(direction[:, :1].isnan(), 0.0, color)
+    return torch.where(direction[:, :1].isnan(), 0.0, color)

@@ -183,12 +183,12 @@ def finish_tree(root: Path, options: TreeOptions = TreeOptions()) -> list[Frame]
     for split in sorted(set(split_of.values())):
         members = [frame for frame in frames if split_of[frame.scene] == split]
         for style, name in INFO_FILES.items():
-            chosen = [_with_labels(frame, root, style, index) for index, frame in enumerate(members)]
+            chosen = [_with_labels(frame, style, index) for index, frame in enumerate(members)]
             write_infos(root / name.format(split=split), chosen, style, root, options.version)
     return frames
 
 
-def _with_labels(frame: Frame, root: Path, style: str, index: int) -> Frame:
+def _with_labels(frame: Frame, style: str, index: int) -> Frame:
     """The frame with the label file that an info style names, relative to the data root."""
     if style not in ("bevdet", "openoccupancy"):
         return frame
