@@ -107,7 +107,7 @@ def kitti_sequences(plan: Sequence["ScenePlan"]) -> dict[str, str]:
     """Scene name -> SemanticKITTI's sequence, for as many scenes of each split as KITTI has sequences."""
     from syntheocc.worlds.kitti_tree import SEQUENCES
 
-    out = {}
+    out: dict[str, str] = {}
     for split, names in SEQUENCES.items():
         members = [scene.name for scene in plan if scene.split == split]
         out |= dict(zip(members, names, strict=False))
@@ -180,11 +180,10 @@ def _make_all(config: WorldConfig, jobs: Sequence[tuple["ScenePlan", str | None]
             running = {pool.submit(make_one, config, *job): job[0].name for job in jobs}
             try:
                 for job in as_completed(running):
-                    error = job.exception()
-                    if isinstance(error, ValueError | OSError):
+                    try:
+                        job.result()
+                    except (ValueError, OSError) as error:
                         failed[running[job]] = str(error)
-                    elif error is not None:
-                        raise error
                     bar.update()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)

@@ -51,6 +51,16 @@ def test_other_settings_need_another_folder(written, capsys):
     assert "seed: 0 there, 1 now" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_scenes_that_fail_are_told(workers, tmp_path, capsys):
+    """A file stands where the samples' folder should be, so that no scene can be written."""
+    (tmp_path / "samples").touch()
+    assert main(["world", "--out", str(tmp_path), *SMALL, "--workers", workers]) == 1
+    out = capsys.readouterr().out
+    assert "0 key frames; 0 scenes made" in out
+    assert "failed: scene-0001: " in out and "failed: scene-0003: " in out
+
+
 def test_both_splits_are_written(written):
     assert [frame.scene for frame in read_nuscenes(written)] == ["scene-0001", "scene-0003"]
     assert (written / "nuscenes_infos_train.pkl").is_file() and (written / "nuscenes_infos_val.pkl").is_file()
