@@ -235,7 +235,8 @@ def write_tartanair(voxels: TartanAirVoxels, path: str | os.PathLike) -> None:
     grid2cam = camera.ego2cam @ _CAM2EGO_AXES
     labels = grid.labels.cpu().numpy()
     lower, edge = TARTANAIR.spec.lower, TARTANAIR.spec.voxel_size[0]
-    coarse = GridSpec(lower, 4 * edge, tuple(n // 4 for n in TARTANAIR.spec.shape), "camera")  # type: ignore[arg-type]
+    x, y, z = (n // 4 for n in TARTANAIR.spec.shape)
+    coarse = GridSpec(lower, (4 * edge,) * 3, (x, y, z), "camera")
     content = {
         "vox_origin": np.array(lower),
         "cam_k": camera.intrinsics.numpy(),
@@ -265,8 +266,8 @@ def _indexing(index_rule: str) -> GridSpec:
         raise ValueError(f"index_rule is one of {', '.join(INDEX_RULES)}; got {index_rule!r}")
     spec = TARTANAIR.spec
     shift = 0.5 if index_rule == "rint" else 0.0
-    lower = tuple(low - shift * edge for low, edge in zip(spec.lower, spec.voxel_size, strict=True))
-    return GridSpec(lower, spec.voxel_size, spec.shape, spec.frame)  # type: ignore[arg-type]
+    x, y, z = (low - shift * edge for low, edge in zip(spec.lower, spec.voxel_size, strict=True))
+    return GridSpec((x, y, z), spec.voxel_size, spec.shape, spec.frame)
 
 
 def _grid2ego(index_rule: str) -> Tensor:
