@@ -1,4 +1,4 @@
-"""Small constants on the device, made once: to build a tensor from numbers is to wait for all the GPU's work before it."""
+"""Small constants on the device, made once: building a tensor from numbers waits for all the GPU's work before it."""
 
 from collections.abc import Sequence
 from functools import lru_cache
