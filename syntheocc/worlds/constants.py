@@ -1,4 +1,4 @@
-"""Small constants on the device, made once: building a tensor from numbers waits for all the GPU's work before it."""
+"""Small constants on a device, made once: a tensor built from numbers waits for all the work of the GPU before it."""
 
 from collections.abc import Sequence
 from functools import lru_cache
