@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,12 @@ def six_cameras() -> CameraRig:
             for name, yaw in zip(NUSCENES_CAMERAS, yaws, strict=True)
         }
     )
+
+
+@pytest.fixture(autouse=True)
+def own_attention_backend():
+    """Puts diffusers' attention back-end back: choosing one for a model chooses it for the whole process."""
+    yield
+    dispatch = sys.modules.get("diffusers.models.attention_dispatch")
+    if dispatch is not None:
+        dispatch._AttentionBackendRegistry.set_active_backend(dispatch.AttentionBackendName.NATIVE)

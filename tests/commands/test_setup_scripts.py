@@ -62,8 +62,8 @@ def test_without_any_python_the_remedy_is_named(tmp_path):
 
 
 def test_infer_sh_hands_flags_and_environment_to_infer_py():
-    # a set variable means the user's data, and no data root is there
-    done = bash("bash infer.sh", NGPU="1", DATA_USED="mine")
-    assert done.returncode == 2 and "--dataroot_path" in done.stderr
+    # a set variable means the user's data, and at this place there is none
+    done = bash("bash infer.sh --dataroot_path=no/such/place", NGPU="1", DATA_USED="mine")
+    assert done.returncode == 2 and "no/such/place" in done.stderr
     unknown = bash("bash infer.sh --no_such_flag", NGPU="1")
     assert unknown.returncode == 2 and "unrecognized arguments: --no_such_flag" in unknown.stderr

@@ -124,7 +124,8 @@ def test_points_and_voxels_agree(root, frames):
     classes = classes[inside]
     both = (labels > 0) & (labels < 255)
     assert float(both.double().mean()) > 0.6
-    assert float((labels[both] == classes[both]).double().mean()) > 0.97
+    # The rest are mostly curbs: 0.13 m of sidewalk in a voxel of 0.2 m that the road passes through.
+    assert float((labels[both] == classes[both]).double().mean()) > 0.95
     # What the scan hit was seen; what was seen from here is not occluded. (Cones have no class: invalid too.)
     assert float((voxels.scan & voxels.invalid).sum() / voxels.scan.sum()) < 0.02
     assert not bool((voxels.scan & voxels.occluded).any())
