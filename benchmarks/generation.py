@@ -21,7 +21,6 @@ import json
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -29,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import reporting
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UniPCMultistepScheduler
 from torch import Tensor
@@ -289,7 +289,7 @@ def main() -> None:
         "benchmark": "generation",
         "chip": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
         "torch": torch.__version__,
-        "commit": args.commit or current_commit(),
+        "commit": args.commit or reporting.commit(),
         "command": shlex.join(["python", *sys.argv]),
         "settings": {"size": args.size, "dtype": args.dtype, "views": 6, "height": args.height, "width": args.width,
                      "steps": args.steps, "guidance_scale": 7.5},
@@ -333,15 +333,6 @@ def run_variants(pipe: SyntheOccPipeline, args: argparse.Namespace) -> dict[str,
             report["failures"][name] = str(error)
             print(f"{name} failed: {error}", flush=True)
     return report
-
-
-def current_commit() -> str:
-    try:
-        return subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def print_report(report: dict[str, Any]) -> None:

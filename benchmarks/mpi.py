@@ -19,12 +19,12 @@ import os
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import reporting
 import torch
 
 from syntheocc.occupancy.cameras import CameraRig
@@ -142,12 +142,12 @@ def main() -> None:
     report = {
         "benchmark": "mpi",
         "machine": platform.machine(),
-        "chip": torch.cuda.get_device_name() if device.type == "cuda" else _cpu_name(),
+        "chip": torch.cuda.get_device_name() if device.type == "cuda" else reporting.cpu_name(),
         "threads": None if device.type == "cuda" else args.threads,
         "load_average": os.getloadavg()[0],
         "torch": torch.__version__,
-        "commit": args.commit or _commit(),
-        "command": shlex.join(["python", *_without(sys.argv, ("--output", "--commit"))]),
+        "commit": args.commit or reporting.commit(),
+        "command": shlex.join(["python", *reporting.without(sys.argv, ("--output", "--commit"))]),
         "frames_per_call": frames,
         "non_empty_share": filled,
         "share_differing_from_plain_float64": differing,
@@ -251,23 +251,6 @@ def _tune(sets: list[Inputs], planes: LookupPlanes, frames: int, repeats: int) -
         row = {"variant": f"kernel, tile {config}", **_time_cuda(call, sets, frames, repeats)}
         rows.append(row | {"extra_mb": None})
     return rows
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _without(arguments: list[str], options: tuple[str, ...]) -> list[str]:
-    """The command line without options that do not change what is measured (and may hold a private path)."""
-    kept = [a for i, a in enumerate(arguments) if a not in options and (i == 0 or arguments[i - 1] not in options)]
-    return [a for a in kept if not a.startswith(tuple(f"{option}=" for option in options))]
-
-
-def _commit() -> str | None:
-    run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    return run.stdout.strip() if run.returncode == 0 else None
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ import os
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import reporting
 import torch
 
 from syntheocc.worlds.camera_images import Shot, render_shots
@@ -108,11 +108,11 @@ def main() -> None:
     device = torch.device(args.device)
     report = {
         "benchmark": "world",
-        "chip": torch.cuda.get_device_name() if device.type == "cuda" else _cpu_name(),
+        "chip": torch.cuda.get_device_name() if device.type == "cuda" else reporting.cpu_name(),
         "machine": platform.machine(),
         "torch": torch.__version__,
-        "commit": args.commit or _commit(),
-        "command": shlex.join(["python", *_without(sys.argv, ("--output", "--commit"))]),
+        "commit": args.commit or reporting.commit(),
+        "command": shlex.join(["python", *reporting.without(sys.argv, ("--output", "--commit"))]),
         "load_average": os.getloadavg()[0],
     }
     if args.colour:
@@ -139,23 +139,6 @@ def main() -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n")
     print(f"wrote {output}")
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _without(arguments: list[str], options: tuple[str, ...]) -> list[str]:
-    """The command line without options that do not change what is measured (and may hold a private path)."""
-    kept = [a for i, a in enumerate(arguments) if a not in options and (i == 0 or arguments[i - 1] not in options)]
-    return [a for a in kept if not a.startswith(tuple(f"{option}=" for option in options))]
-
-
-def _commit() -> str | None:
-    run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    return run.stdout.strip() if run.returncode == 0 else None
 
 
 if __name__ == "__main__":
