@@ -6,8 +6,8 @@
 #   EXP_NAME=mine TRAIN_OR_VAL=val bash infer.sh                       the same through the environment
 #
 # Flags: those of infer.py (bash infer.sh --help). Environment: EXP_NAME, MODEL_DIR, OUTPUT_DIR, SAVE_IMG_DIR, DATA_USED,
-# TRAIN_OR_VAL, HF_HUB_OFFLINE; a flag wins over a variable. All visible GPUs are used (NGPU=1 for one); about 2 s a
-# sample of six 800x448 views on one H200. What is already written is not made again.
+# TRAIN_OR_VAL, HF_HUB_OFFLINE; a flag wins over a variable. All visible GPUs are used (NGPU=1 for one).
+# What is already written is not made again.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/utils/setup_env.sh"
 ensure_env

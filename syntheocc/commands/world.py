@@ -19,7 +19,7 @@ class WorldConfig:
 
     out: Path = flag(Path("data/nuscenes"), "data root that is written")
     scenes: int = flag(8, "number of scenes of train and val together")
-    val_scenes: int | None = flag(None, "how many of them are val; by default a quarter")
+    val_scenes: int | None = flag(None, "how many of them are val; by default a quarter, at least one of two")
     test_scenes: int = flag(0, "further scenes, of layouts and assets that neither train nor val has")
     seed: int = flag(0, "seed of the whole world")
     size: str = flag("400x224", "width x height of the pictures")
@@ -61,7 +61,9 @@ class WorldConfig:
         """The scenes to make."""
         from syntheocc.worlds.splits import plan_scenes
 
-        val = self.scenes // 4 if self.val_scenes is None else self.val_scenes
+        # At least one of two: `infer.py` looks for the val infos unless told otherwise.
+        quarter = max(self.scenes // 4, min(1, self.scenes - 1))
+        val = quarter if self.val_scenes is None else self.val_scenes
         return plan_scenes(self.scenes - val, val, self.test_scenes, self.seed)
 
     def settings(self) -> dict:

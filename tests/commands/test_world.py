@@ -61,6 +61,11 @@ def test_scenes_that_fail_are_told(workers, tmp_path, capsys):
     assert "failed: scene-0001: " in out and "failed: scene-0003: " in out
 
 
+@pytest.mark.parametrize(("scenes", "val"), [(1, 0), (2, 1), (3, 1), (4, 1), (8, 2)])
+def test_a_world_of_two_scenes_has_a_val_split(scenes, val):
+    assert [plan.split for plan in WorldConfig(scenes=scenes).plan()].count("val") == val
+
+
 def test_both_splits_are_written(written):
     assert [frame.scene for frame in read_nuscenes(written)] == ["scene-0001", "scene-0003"]
     assert (written / "nuscenes_infos_train.pkl").is_file() and (written / "nuscenes_infos_val.pkl").is_file()
