@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from syntheocc.worlds.splits import ScenePlan
 
 SETTINGS_FILE = "world/settings.json"
+SMALLEST_SIDE = 16  # pixels: two cells of an MPI
 
 
 @dataclass(kw_only=True)
@@ -46,6 +47,8 @@ class WorldConfig:
             raise ValueError(f"--key_frames must be at least 1, got {self.key_frames}")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"--workers must be at least 1, got {self.workers}")
+        if self.seed < 0:
+            raise ValueError(f"--seed cannot be negative, got {self.seed}")
         if not self.version.startswith("v1.0-") or "/" in self.version:
             raise ValueError(f"--version is a folder name v1.0-..., got {self.version!r}")
         self.image_size()
@@ -55,7 +58,10 @@ class WorldConfig:
         parts = self.size.lower().split("x")
         if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
             raise ValueError(f"--size is width x height such as 400x224, got {self.size!r}")
-        return int(parts[0]), int(parts[1])
+        width, height = int(parts[0]), int(parts[1])
+        if min(width, height) < SMALLEST_SIDE:
+            raise ValueError(f"--size needs at least {SMALLEST_SIDE} pixels a side, got {self.size!r}")
+        return width, height
 
     def plan(self) -> list["ScenePlan"]:
         """The scenes to make."""

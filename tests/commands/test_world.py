@@ -76,6 +76,8 @@ def test_both_splits_are_written(written):
     [
         ({"size": "400"}, "width x height"),
         ({"size": "0x224"}, "width x height"),
+        ({"size": "1x1"}, "at least 16 pixels"),
+        ({"seed": -1}, "cannot be negative"),
         ({"scenes": 0}, "--scenes"),
         ({"val_scenes": 9}, "--val_scenes"),
         ({"workers": 0}, "--workers"),
