@@ -1,0 +1,1 @@
+"""Training SyntheOcc: the step, its loss, and the job around it."""
