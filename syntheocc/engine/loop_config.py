@@ -37,7 +37,9 @@ class LoopConfig:
     adam_epsilon: float = flag(1e-8, "epsilon of AdamW")
     max_grad_norm: float = flag(1.0, "gradients are clipped to this norm over all trained parameters; 0: not clipped")
 
-    mixed_precision: Literal["no", "fp16", "bf16"] = flag("no", "autocast of the forward pass")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = flag(
+        None, "autocast of the forward pass; empty: as accelerate is configured"
+    )
     allow_tf32: bool = flag(False, "TF32 matrix products on Ampere and later GPUs")
     deterministic: bool = flag(
         False, "only deterministic kernels (slower): resumed runs equal bit for bit on GPUs too"
@@ -51,6 +53,7 @@ class LoopConfig:
     resume_from_checkpoint: str | None = flag(None, "'latest', a checkpoint's name or path")
     validation_steps: int = flag(0, "validate every so many steps; 0: never")
     report_to: str = flag("none", "trackers besides the JSON lines: tensorboard, wandb, both with a comma, all, none")
+    logging_dir: str = flag("logs", "folder of the trackers' files, within output_dir")
     tracker_project_name: str = flag("syntheocc", "project of the run in the trackers")
     dataloader_num_workers: int = flag(0, "processes that read samples, per GPU; 0: in the training process")
     find_unused_parameters: bool = flag(False, "for modules in which some trained parameters may get no gradient")

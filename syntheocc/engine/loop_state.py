@@ -1,0 +1,191 @@
+"""What a checkpoint of the training loop holds, and how a run continues from it.
+
+    checkpoint-100/
+      trainable.safetensors       trained parameters and buffers, float32
+      training_state.safetensors  optimizer, averages, random states: tensors
+      training_state.json         the same state's numbers, sampler position, step
+      training_config.json        settings of the run
+      ...                         the trained model for inference, as the trainer's `save_model` writes it
+
+Under FSDP and DeepSpeed, whose states are spread over the ranks, accelerate's own `save_state` fills `accelerate/`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from syntheocc.engine.batch import mix_seed
+from syntheocc.engine.checkpoints import CheckpointFolder
+from syntheocc.engine.ema import EMA
+from syntheocc.engine.files import atomic_write_json
+from syntheocc.engine.loop_config import LoopConfig
+from syntheocc.engine.samplers import EpochSampler
+from syntheocc.engine.state import (
+    load_named_optimizer_state,
+    load_state,
+    load_tensors,
+    load_trainable,
+    named_optimizer_state,
+    plain_name,
+    random_state,
+    save_state,
+    save_tensors,
+    seed_everything,
+    set_random_state,
+    trainable_state,
+)
+from syntheocc.engine.trackers import note
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_FORMAT = 1
+
+
+class LoopState:
+    """Saves and continues the state of one training loop."""
+
+    def __init__(self, config: LoopConfig, accelerator: "Accelerator", module: nn.Module, sampler: EpochSampler):
+        from accelerate.utils import DistributedType
+
+        self.config, self.accelerator, self.module, self.sampler = config, accelerator, module, sampler
+        kind = accelerator.distributed_type
+        self.sharded = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        # DeepSpeed's engine steps inside of backward; its stages 1 and 2 keep whole parameters on every rank.
+        self.engine_steps = kind == DistributedType.DEEPSPEED
+        self.sharded_parameters = kind == DistributedType.FSDP or (
+            self.engine_steps and accelerator.state.deepspeed_plugin.zero_stage == 3
+        )
+
+    def prepared(self, optimizer: Any, ema: EMA | None) -> None:
+        """Take what exists only after accelerate prepared the module."""
+        self.optimizer, self.ema = optimizer.optimizer, ema
+        self.names = {parameter: plain_name(name) for name, parameter in self.module.named_parameters()}
+
+    def load_weights(self, checkpoint: Path) -> None:
+        """Give the module, not prepared yet, a checkpoint's trained weights."""
+        if not self.sharded:
+            path = checkpoint / "trainable.safetensors"
+            load_trainable(self.module, load_tensors(path), source=str(path))
+
+    def load(self, checkpoint: Path) -> int:
+        """Continue optimizer, averages, sampler and random states; returns the steps done.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or of a run with another dataset, seed or trained parameters.
+        """
+        if self.sharded:
+            self.accelerator.load_state(str(checkpoint / "accelerate"))
+        state = load_state(checkpoint, "training_state")
+        if state.get("format") != _FORMAT:
+            raise ValueError(f"{checkpoint}: format {state.get('format')!r} of the training state, known is {_FORMAT}")
+        for name, present in (("dataset_length", self.sampler.length), ("seed", self.config.seed)):
+            if state[name] != present:
+                raise ValueError(
+                    f"{checkpoint}: was trained with {name} {state[name]}, now it is {present}: the order of the "
+                    "samples would break; resume with the settings of the first run"
+                )
+        if state["global_batch_size"] != self.config.global_batch_size and self.accelerator.is_main_process:
+            note(
+                f"global_batch_size was {state['global_batch_size']}, from here it is {self.config.global_batch_size}"
+            )
+        self.sampler.load_state_dict(state["sampler"])
+        if not self.sharded:
+            self._load_whole(checkpoint, state)
+        return int(state["step"])
+
+    def save(self, checkpoints: CheckpointFolder, step: int, save_model: Callable[[Path], None]) -> None:
+        """Write `checkpoint-<step>`; every rank calls it."""
+        ranks = self._gather(random_state())
+        if self.sharded:
+            self._save_sharded(checkpoints, step, save_model)
+        elif self.accelerator.is_main_process:
+            checkpoints.save(step, lambda folder: self._write(folder, step, ranks, save_model))
+        self.accelerator.wait_for_everyone()
+
+    def _load_whole(self, checkpoint: Path, state: dict[str, Any]) -> None:
+        try:
+            load_named_optimizer_state(self.optimizer, self.names, state["optimizer"])
+            if self.ema is not None:
+                if state["ema"] is None:
+                    raise ValueError("it has no averages (use_ema was off); leave use_ema out")
+                self.ema.load_state_dict(state["ema"])
+        except ValueError as error:
+            raise ValueError(f"{checkpoint}: {error}") from error
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        if len(state["random"]) == world:
+            set_random_state(state["random"][rank])
+        else:
+            seed_everything(mix_seed(self.config.seed, rank, int(state["step"])))
+
+    def _write(
+        self, folder: Path, step: int, ranks: list[dict[str, Any]] | None, save_model: Callable[[Path], None]
+    ) -> None:
+        if not self.sharded_parameters:
+            save_model(folder)
+        state: dict[str, Any] = {
+            "format": _FORMAT,
+            "step": step,
+            "sampler": self.sampler.state_dict(),
+            "dataset_length": self.sampler.length,
+            "seed": self.config.seed,
+            "global_batch_size": self.config.global_batch_size,
+        }
+        if not self.sharded:
+            scaler = self.accelerator.scaler
+            state |= {
+                "optimizer": named_optimizer_state(self.optimizer, self.names),
+                "ema": self.ema.state_dict() if self.ema is not None else None,
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "random": ranks,
+            }
+            save_tensors(folder / "trainable.safetensors", trainable_state(self.module))
+        save_state(folder, "training_state", state)
+        atomic_write_json(folder / "training_config.json", plain_settings(self.config))
+
+    def _save_sharded(self, checkpoints: CheckpointFolder, step: int, save_model: Callable[[Path], None]) -> None:
+        """All ranks write into the main one's temporary folder, which takes its name when all are done."""
+        main = self.accelerator.is_main_process
+        if not main:
+            folder = Path(self._broadcast(None))
+            self.accelerator.save_state(str(folder / "accelerate"))
+            self.accelerator.wait_for_everyone()
+            return
+        with checkpoints.writing(step) as folder:
+            self._broadcast(str(folder))
+            self.accelerator.save_state(str(folder / "accelerate"))
+            self.accelerator.wait_for_everyone()
+            self._write(folder, step, None, save_model)
+
+    def _broadcast(self, value: str | None) -> str:
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
+    def _gather(self, value: dict[str, Any]) -> list[dict[str, Any]]:
+        """Every rank's value, in rank order."""
+        if self.accelerator.num_processes == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return gather_object([value])
+
+
+def plain_settings(config: LoopConfig) -> dict[str, Any]:
+    """The settings as JSON writes them; paths and other objects as text."""
+
+    def plain(value: Any) -> Any:
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        if isinstance(value, dict):
+            return {str(key): plain(item) for key, item in value.items()}
+        return str(value)
+
+    return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
