@@ -17,8 +17,9 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from syntheocc.models.attention import MultiviewTransformerBlock
+from syntheocc.models.master_weights import MasterConv2d, MasterLayerNorm, cast_weight
 from syntheocc.models.ops.add_layer_norm import add_layer_norm
-from syntheocc.models.ops.dispatch import use_triton
+from syntheocc.models.ops.dispatch import use_triton, use_triton_autograd
 from syntheocc.models.ops.geglu import geglu
 from syntheocc.models.ops.group_norm import group_norm
 from syntheocc.models.ops.residual_add import residual_add
@@ -54,14 +55,17 @@ class FusedResnetBlock2D(ResnetBlock2D):
         shift = None
         if self.time_emb_proj is not None and temb is not None:
             shift = self.time_emb_proj(self.nonlinearity(temb))
-        if not (use_triton(normed, self.conv1.weight) and _is_bare(self.conv1) and _is_bare(self.conv2)):
+        weights = (normed, self.conv1.weight, self.conv2.weight)
+        has_kernel = use_triton(*weights) or use_triton_autograd(*weights)
+        if not (has_kernel and _is_bare(self.conv1, *_CONVS) and _is_bare(self.conv2, *_CONVS)):
             hidden = self.conv2(self.dropout(self.norm2(self.conv1(normed), shift=shift, silu=True)))
             output = self._shortcut(input_tensor) + hidden
             return output if self.output_scale_factor == 1 else output / self.output_scale_factor
         # The biases travel with passes that are made anyway: conv1's in norm2's shift, conv2's in the residual sum.
         bias = self.conv1.bias.expand(normed.shape[0], -1) if shift is None else shift + self.conv1.bias
-        hidden = self.norm2(nn.functional.conv2d(normed, self.conv1.weight, padding=1), shift=bias, silu=True)
-        hidden = nn.functional.conv2d(self.dropout(hidden), self.conv2.weight, padding=1)
+        weight1, weight2 = (cast_weight(conv.weight, normed.dtype) for conv in (self.conv1, self.conv2))
+        hidden = self.norm2(nn.functional.conv2d(normed, weight1, padding=1), shift=bias, silu=True)
+        hidden = nn.functional.conv2d(self.dropout(hidden), weight2, padding=1)
         output = residual_add(hidden, self._shortcut(input_tensor), self.conv2.bias)
         return output if self.output_scale_factor == 1 else output / self.output_scale_factor
 
@@ -73,10 +77,13 @@ def _is_timeless_group(block: ResnetBlock2D) -> bool:
     return block.time_embedding_norm == "group" and block.time_emb_proj is None
 
 
-def _is_bare(layer: nn.Module, kind: type[nn.Module] = nn.Conv2d) -> bool:
+_CONVS, _NORMS = (nn.Conv2d, MasterConv2d), (nn.LayerNorm, MasterLayerNorm)
+
+
+def _is_bare(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Whether a layer is nothing but its weights: no LoRA around it, no off-loading or other hook on it."""
     hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
-    return type(layer) is kind and layer.bias is not None and not hooked
+    return type(layer) in kinds and layer.bias is not None and not hooked
 
 
 class ChannelsLastTransformer2DModel(Transformer2DModel):
@@ -111,7 +118,7 @@ class ChannelsLastUpsample2D(Upsample2D):
 
 def _add_norm(change: Tensor, residual: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """The residual sum and the normed sum, in one pass where the norm is a plain one."""
-    if isinstance(norm, nn.LayerNorm) and _is_bare(norm, nn.LayerNorm):
+    if isinstance(norm, nn.LayerNorm) and _is_bare(norm, *_NORMS):
         return add_layer_norm(change, residual, norm.weight, norm.bias, norm.eps)
     total = change if residual is None else residual + change
     return total, norm(total)

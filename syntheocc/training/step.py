@@ -5,18 +5,21 @@ L tokens, C latent channels, h w latent pixels.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler
 from torch import Tensor, nn
+from torch.nn.attention import sdpa_kernel
 
 from syntheocc.engine.batch import sample_generator
 from syntheocc.models import MPIControlNetModel, MultiviewUNet2DConditionModel
 from syntheocc.models.neighbors import previous_and_next
 from syntheocc.occupancy.rendering.mpi import render_mpi
+from syntheocc.pipelines.acceleration import ATTENTION_ORDER
 from syntheocc.pipelines.sources import condition_spec
 from syntheocc.training.batch import TrainingBatch
 from syntheocc.training.dropout import ConditionDropout
@@ -97,6 +100,7 @@ class SyntheOccStep(nn.Module):
         self.shared_timestep = shared_timestep
         self.seed = seed
         self.compute_dtype: torch.dtype | None = None  # set by prepare_for_training
+        self.originals: dict[str, Tensor] = {}  # likewise: frozen weights before they were rounded, on the CPU
         self.condition = condition_spec(controlnet)
         self.weights = replace(weights, num_planes=self.condition.planes.num_planes)
         self.register_buffer("is_foreground", foreground_table(weights.foreground), persistent=False)
@@ -126,11 +130,15 @@ class SyntheOccStep(nn.Module):
         """
         if len(positions) != batch.samples:
             raise ValueError(f"{batch.samples} samples need as many positions in the global batch, got {positions}")
+        with self._backends():
+            return self._loss(batch, step, positions, self.seed if seed is None else seed)
+
+    def _loss(self, batch: TrainingBatch, step: int, positions: Sequence[int], seed: int) -> dict[str, Tensor]:
         # Rendering first: encoding the labels waits for the device, which has little queued at this moment.
         labels, nearest, nearest_plane = self.render_labels(batch)
         moments = self.encode_images(batch)
         latents_size = (moments.shape[0], self.unet.config.in_channels, *moments.shape[2:])
-        draws = self.draw(batch, step, positions, latents_size, self.seed if seed is None else seed)
+        draws = self.draw(batch, step, positions, latents_size, seed)
         latents = self.sample_latents(moments, draws.posterior)
         noisy = self.noise_scheduler.add_noise(latents, draws.noise, draws.timesteps)
         target = training_target(self.noise_scheduler, latents, draws.noise, draws.timesteps)
@@ -150,9 +158,9 @@ class SyntheOccStep(nn.Module):
         labels, nearest = self._drop_mpi(labels, nearest, draws.no_mpi)
         frames = previous_and_next(batch.frames) if batch.frames > 1 and self._has_frame_attention else None
         links = self.unet.link_views(noisy.shape[0], batch.neighbors, frames, device=noisy.device)
-        dtype = self.compute_dtype or noisy.dtype
-        noisy = noisy.to(dtype)
-        condition = self.controlnet.encode_condition(labels.flatten(0, 1), nearest.flatten(0, 1))
+        noisy = noisy.to(self.compute_dtype or noisy.dtype)
+        encoder = self.controlnet.controlnet_cond_embedding
+        condition = encoder(labels.flatten(0, 1), nearest.flatten(0, 1), self.compute_dtype)
         down, mid = self.controlnet(
             noisy,
             draws.timesteps,
@@ -274,7 +282,12 @@ class SyntheOccStep(nn.Module):
         return found
 
     def _run_text_encoder(self, texts: Tensor) -> Tensor:
-        return self.text_encoder(texts.to(self.device, non_blocking=True))[0]
+        texts = texts.to(self.device, non_blocking=True)
+        if self._trains_text and self.compute_dtype not in (None, torch.float32):
+            # Its weights are float32 and its layers transformers'; small enough for autocast.
+            with torch.autocast(self.device.type, dtype=self.compute_dtype):
+                return self.text_encoder(texts)[0]
+        return self.text_encoder(texts)[0]
 
     def _drop_mpi(self, labels: Tensor, nearest: Tensor, no_mpi: Sequence[bool]) -> tuple[Tensor, Tensor]:
         """Empty space for the dropped rows; the loss keeps its weights, which tell where things are."""
@@ -286,6 +299,16 @@ class SyntheOccStep(nn.Module):
             labels.masked_fill(dropped[:, None, None, None, None], free),
             nearest.masked_fill(dropped[:, None, None, None], free),
         )
+
+    @contextmanager
+    def _backends(self) -> Iterator[None]:
+        """After `prepare_for_training` the networks know their dtypes, and cuDNN's attention is tried first."""
+        with ExitStack() as stack:
+            if self.compute_dtype is not None:
+                stack.enter_context(torch.autocast(self.device.type, enabled=False))
+                if self.device.type == "cuda":
+                    stack.enter_context(sdpa_kernel(ATTENTION_ORDER, set_priority=True))
+            yield
 
     @property
     def _vae_factor(self) -> int:

@@ -13,8 +13,7 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     """``x.index_select(0, index)`` of x [N, ...] and an int64 index [M]: [M, ...], contiguous if x is."""
     if not _in_words(x, x[0].numel()):
         return x.index_select(0, index)
-    words = x.flatten(1).view(torch.int64)
-    return words.index_select(0, index).view(x.dtype).view(-1, *x.shape[1:])
+    return _Take.apply(x, index)
 
 
 def double_pixels(x: Tensor) -> Tensor:
@@ -22,18 +21,48 @@ def double_pixels(x: Tensor) -> Tensor:
     pixels = x.permute(0, 2, 3, 1)
     if not _in_words(pixels, x.shape[1]):
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
-    n, height, width, _ = pixels.shape
-    words = pixels.view(torch.int64)[:, :, None, :, None]
-    doubled = words.expand(-1, -1, 2, -1, 2, -1).reshape(n, 2 * height, 2 * width, -1)
-    return doubled.view(x.dtype).permute(0, 3, 1, 2)
+    return _DoublePixels.apply(x)
+
+
+class _Take(torch.autograd.Function):
+    """Words have no gradients of their own: forward moves bits, backward adds values."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.size = x.shape[0]
+        words = x.flatten(1).view(torch.int64)
+        return words.index_select(0, index).view(x.dtype).view(-1, *x.shape[1:])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.size, *grad.shape[1:]).index_add_(0, index, grad), None
+
+
+class _DoublePixels(torch.autograd.Function):
+    """Forward moves bits, backward adds the four pixels that came from one."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        pixels = x.permute(0, 2, 3, 1)
+        n, height, width, _ = pixels.shape
+        words = pixels.view(torch.int64)[:, :, None, :, None]
+        doubled = words.expand(-1, -1, 2, -1, 2, -1).reshape(n, 2 * height, 2 * width, -1)
+        return doubled.view(x.dtype).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        pixels = grad.permute(0, 2, 3, 1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # [N, H, 2, W, 2, C]
+        return pixels.sum((2, 4)).permute(0, 3, 1, 2)
 
 
 def _in_words(x: Tensor, run: int) -> bool:
-    """Whether runs of `run` values of a contiguous x are whole aligned words, and nobody needs gradients through them.
+    """Whether runs of `run` values of a contiguous x are whole aligned words.
 
     Not under torch.compile: inductor writes such copies well, and fuses them.
     """
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
+    if torch.compiler.is_compiling():
         return False
     size = x.element_size()
     return x.is_contiguous() and run * size % 8 == 0 and x.storage_offset() * size % 8 == 0

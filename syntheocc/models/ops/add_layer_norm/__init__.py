@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from syntheocc.models.ops.add_layer_norm import reference
-from syntheocc.models.ops.dispatch import use_triton
+from syntheocc.models.ops.dispatch import use_triton, use_triton_autograd
 
 
 def add_layer_norm(
@@ -14,8 +14,8 @@ def add_layer_norm(
     Args:
         x: [..., C].
         residual: the same shape, or None for zero.
-        weight: [C] scale.
-        bias: [C] offset.
+        weight: [C] scale, in x's dtype or float32.
+        bias: [C] offset, likewise.
         eps: added to the variance.
 
     Returns:
@@ -27,4 +27,10 @@ def add_layer_norm(
         from syntheocc.models.ops.add_layer_norm import triton
 
         return triton.add_layer_norm(x, residual, weight, bias, eps)
+    if contiguous and use_triton_autograd(x, residual, weight):
+        from syntheocc.models.ops.add_layer_norm import autograd
+
+        if residual is None:
+            return x, autograd.LayerNorm.apply(x, weight, bias, eps)
+        return autograd.AddLayerNorm.apply(x, residual, weight, bias, eps)
     return reference.add_layer_norm(x, residual, weight, bias, eps)

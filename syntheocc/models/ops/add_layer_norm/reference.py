@@ -14,4 +14,4 @@ def add_layer_norm(
     """``(x + residual, layer_norm(x + residual))``, both [..., C]."""
     if residual is not None:
         x = x + residual
-    return x, F.layer_norm(x, weight.shape, weight, bias, eps)
+    return x, F.layer_norm(x, weight.shape, weight.to(x.dtype), bias.to(x.dtype), eps)

@@ -15,8 +15,8 @@ TILE = 2048
 
 @triton.jit
 def _add_layer_norm(
-    x_ptr, residual_ptr, weight_ptr, bias_ptr, sum_ptr, out_ptr, rows, channels, eps,
-    HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
+    x_ptr, residual_ptr, weight_ptr, bias_ptr, sum_ptr, out_ptr, mean_ptr, rstd_ptr, rows, channels, eps,
+    HAS_RESIDUAL: tl.constexpr, KEEP: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, BLOCK_C)
@@ -33,6 +33,9 @@ def _add_layer_norm(
     deviation = tl.where(mask, x - mean[:, None], 0.0)
     variance = tl.sum(deviation * deviation, axis=1) / channels
     scale = 1.0 / tl.sqrt(variance + eps)
+    if KEEP:
+        tl.store(mean_ptr + r, mean, mask=r < rows)
+        tl.store(rstd_ptr + r, scale, mask=r < rows)
     weight = tl.load(weight_ptr + c, mask=real, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + c, mask=real, other=0.0).to(tl.float32)
     y = deviation * scale[:, None] * weight[None, :] + bias[None, :]
@@ -47,6 +50,27 @@ def add_layer_norm(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """`reference.add_layer_norm` without gradients for contiguous tensors."""
+    total, out = _launch(x, residual, weight, bias, eps, None, None)
+    return total, out
+
+
+def add_layer_norm_with_statistics(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The sum, the normed sum, and mean and reciprocal standard deviation of every row, float32 [rows]."""
+    mean, rstd = torch.empty(2, x.numel() // x.shape[-1], device=x.device, dtype=torch.float32)
+    return *_launch(x, residual, weight, bias, eps, mean, rstd), mean, rstd
+
+
+def _launch(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     channels = x.shape[-1]
     rows = x.numel() // channels
     block = triton.next_power_of_2(channels)
@@ -54,7 +78,8 @@ def add_layer_norm(
     total = x if residual is None else torch.empty_like(x)
     out = torch.empty_like(x)
     _add_layer_norm[(triton.cdiv(rows, rows_a_program),)](
-        x, x if residual is None else residual, weight, bias, total, out, rows, channels, eps,
-        HAS_RESIDUAL=residual is not None, ROWS=rows_a_program, BLOCK_C=block,
+        x, x if residual is None else residual, weight, bias, total, out,
+        x if mean is None else mean, x if rstd is None else rstd, rows, channels, eps,
+        HAS_RESIDUAL=residual is not None, KEEP=mean is not None, ROWS=rows_a_program, BLOCK_C=block,
     )  # fmt: skip
     return total, out

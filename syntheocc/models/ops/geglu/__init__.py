@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from syntheocc.models.ops.dispatch import use_triton
+from syntheocc.models.ops.dispatch import use_triton, use_triton_autograd
 from syntheocc.models.ops.geglu import reference
 
 
@@ -12,4 +12,8 @@ def geglu(x: Tensor) -> Tensor:
         from syntheocc.models.ops.geglu import triton
 
         return triton.geglu(x)
+    if x.is_contiguous() and use_triton_autograd(x):
+        from syntheocc.models.ops.geglu import autograd
+
+        return autograd.Geglu.apply(x)
     return reference.geglu(x)

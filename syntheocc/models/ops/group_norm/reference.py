@@ -16,5 +16,5 @@ def group_norm(
     """``silu(group_norm(x + shift))``, [N, C, H, W]."""
     if shift is not None:
         x = x + shift[:, :, None, None]
-    x = F.group_norm(x, num_groups, weight, bias, eps)
+    x = F.group_norm(x, num_groups, weight.to(x.dtype), bias.to(x.dtype), eps)
     return F.silu(x) if silu else x

@@ -108,6 +108,19 @@ def group_norm(
     silu: bool = False,
 ) -> Tensor:
     """`reference.group_norm` without gradients for a channels-last tensor; the result is channels-last."""
+    return group_norm_with_statistics(x, num_groups, weight, bias, eps, shift, silu)[0]
+
+
+def group_norm_with_statistics(
+    x: Tensor,  # [N, C, H, W], channels-last
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    shift: Tensor | None = None,
+    silu: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The result, and mean and reciprocal standard deviation of every group, float32 [N, num_groups]."""
     n, channels, height, width = x.shape
     rows = height * width
     tiles, blocks = triton.cdiv(rows, BLOCK_ROWS), triton.cdiv(channels, BLOCK_CHANNELS)
@@ -132,4 +145,4 @@ def group_norm(
         HAS_SHIFT=shift is not None, SILU=silu, GROUPS=num_groups, PER_GROUP=per_group,
         BLOCK_R=BLOCK_ROWS, BLOCK_C=BLOCK_CHANNELS,
     )  # fmt: skip
-    return out
+    return out, group_mean, group_rstd

@@ -9,4 +9,4 @@ def residual_add(
     bias: Tensor,  # [C]
 ) -> Tensor:
     """``x + bias + residual``, [N, C, H, W]."""
-    return x + bias[:, None, None] + residual
+    return x + bias.to(x.dtype)[:, None, None] + residual
