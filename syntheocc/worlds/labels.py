@@ -15,6 +15,7 @@ Where several solids of the same priority hold a voxel, the last one in `Scene.p
 Legend: P solids, X Y Z voxels.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,10 +24,11 @@ from torch import Tensor
 from syntheocc.occupancy.grids import GridSpec, OccupancyGrid, Preset
 from syntheocc.occupancy.taxonomy import Taxonomy
 from syntheocc.occupancy.transforms import invert_rigid
+from syntheocc.worlds.primitives import Primitives
 from syntheocc.worlds.taxonomy import WORLD_TAXONOMY
 from syntheocc.worlds.voxelize import paint
 
-__all__ = ["exact_grid", "exact_labels", "ground_levels", "grid_to_world", "world_table"]
+__all__ = ["exact_grid", "exact_grids", "exact_labels", "ground_levels", "grid_to_world", "world_table"]
 
 SHELL = 2
 GROUND_CLASSES = ("driveable_surface", "other_flat", "sidewalk", "terrain")
@@ -35,6 +37,21 @@ GROUND_CLASSES = ("driveable_surface", "other_flat", "sidewalk", "terrain")
 def exact_grid(scene: Any, t: float, preset: Preset, device: torch.device | str | None = None) -> OccupancyGrid:
     """The labels of a scene at a time; see `exact_labels`."""
     return exact_labels(scene, t, preset, device)[0]
+
+
+def exact_grids(
+    scene: Any, times: Sequence[float], preset: Preset, device: torch.device | str | None = None
+) -> list[OccupancyGrid]:
+    """`exact_grid` at several times: the solids cross to the device once, and all poses are found together."""
+    device = torch.device(device or "cpu")
+    moving, owner = scene.moving_parts
+    static, moving, owner = scene.static.to(device), moving.to(device), owner.to(device)
+    poses = torch.from_numpy(scene.actor_poses(list(times))).to(device)  # [T, A, 4, 4]
+    grids = []
+    for t, pose in zip(times, poses, strict=True):
+        solids = Primitives.cat([static, moving.transformed(pose[owner])])
+        grids.append(_labels_of(scene, solids, t, preset, SHELL)[0])
+    return grids
 
 
 def exact_labels(
@@ -56,8 +73,14 @@ def exact_labels(
     Raises:
         ValueError: a grid in another frame, a time outside the scene.
     """
+    return _labels_of(scene, scene.primitives_at(t).to(device or "cpu"), t, preset, shell)
+
+
+def _labels_of(
+    scene: Any, solids: Primitives, t: float, preset: Preset, shell: int | None
+) -> tuple[OccupancyGrid, Tensor]:
+    """`exact_labels` of solids that stand where they are at time t, world frame, on their device."""
     grid2ego, grid2world = grid_to_world(scene, t, preset.spec)
-    solids = scene.primitives_at(t).to(device or "cpu")
     solids = solids.transformed(invert_rigid(grid2world).to(solids.shape2frame))
     solids = solids.select(_priority(solids.label).argsort(stable=True))
     table, spec, free = world_table(preset.taxonomy).to(solids.label.device), preset.spec, preset.taxonomy.free

@@ -75,7 +75,7 @@ class Scene:
     map_name: str = "syntheocc-town"
 
     @cached_property
-    def _moving_parts(self) -> tuple[Primitives, Tensor]:
+    def moving_parts(self) -> tuple[Primitives, Tensor]:
         """All actors' solids in their own frames, and whose each is, int64 [P]."""
         parts = [actor.primitives.with_instance(i + 1) for i, actor in enumerate(self.actors)]
         solids = Primitives.cat(parts)
@@ -99,7 +99,7 @@ class Scene:
 
     def primitives_at(self, t: float) -> Primitives:
         """All solids in the world frame, actors where they are at time t; the static ones first."""
-        solids, owner = self._moving_parts
+        solids, owner = self.moving_parts
         poses = torch.from_numpy(self.actor_poses([t])[0])
         return Primitives.cat([self.static, solids.transformed(poses[owner])])
 

@@ -9,7 +9,7 @@ Example:
 Legend: S samples, V views, D planes, H W pixels, h w cells.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +23,11 @@ from syntheocc.occupancy.grids import SYNTHEOCC, OccupancyGrid, Preset
 from syntheocc.occupancy.rendering.mpi import PlaneSpec, SemanticMPI, render_mpi
 from syntheocc.occupancy.taxonomy import Taxonomy
 from syntheocc.occupancy.transforms import invert_rigid
-from syntheocc.worlds.labels import exact_grid
+from syntheocc.worlds.labels import exact_grids
 from syntheocc.worlds.splits import scene_seed
 from syntheocc.worlds.timeline import token_of
 
-__all__ = ["WorldBatch", "WorldStream"]
+__all__ = ["WorldBatch", "WorldStream", "rig_at", "sweep_shots"]
 
 # Scenes kept ready ahead of the batch that needs them.
 _AHEAD = 2
@@ -134,9 +134,9 @@ class WorldStream:
             start, end = scene.key_times[0], scene.key_times[-1]
             times = [start + share * (end - start) for n, share in picks if n == number]
             images.append(self._render(scene, times))
+            grids += exact_grids(scene, times, self.preset, self.device)
             for t in times:
-                grids.append(exact_grid(scene, t, self.preset, self.device))
-                rigs.append(_rig_at(scene, t))
+                rigs.append(rig_at(scene, t))
                 captions.append(scene.caption)
                 scenes.append((number, t))
         mpi = None
@@ -157,20 +157,26 @@ class WorldStream:
 
     def _render(self, scene: Any, times: list[float]) -> Tensor:
         """uint8 [len(times), V, 3, H, W]: every camera at its own time."""
-        from syntheocc.worlds.camera_images import Shot, render_shots
-        from syntheocc.worlds.lidar import camera_time
+        from syntheocc.worlds.camera_images import render_shots
 
-        cameras = list(scene.rig.values()) * len(times)
-        moments = [camera_time(end, camera) for end in times for camera in scene.rig.values()]
-        # All poses at once: one at a time they took longer than the GPU takes for the images.
-        poses = torch.from_numpy(scene.ego.poses_at(moments))
-        shots = [Shot(*shot) for shot in zip(cameras, poses, moments, strict=True)]
-        views = render_shots(scene, shots, self.device)
+        views = render_shots(scene, sweep_shots(scene, times), self.device)
         images = torch.stack([view.image for view in views]).movedim(-1, 1)
         return images.reshape(len(times), len(scene.rig), *images.shape[1:])
 
 
-def _rig_at(scene: Any, end: float) -> CameraRig:
+def sweep_shots(scene: Any, times: Sequence[float]) -> list:
+    """The `Shot`s of sweeps that end at `times`, cameras fastest: every camera at its own time."""
+    from syntheocc.worlds.camera_images import Shot
+    from syntheocc.worlds.lidar import camera_time
+
+    cameras = list(scene.rig.values()) * len(times)
+    moments = [camera_time(end, camera) for end in times for camera in scene.rig.values()]
+    # All poses at once: one at a time they took longer than the GPU takes for the images.
+    poses = torch.from_numpy(scene.ego.poses_at(moments))
+    return [Shot(*shot) for shot in zip(cameras, poses, moments, strict=True)]
+
+
+def rig_at(scene: Any, end: float) -> CameraRig:
     """The rig of a sweep that ends at `end`, in ego at that time."""
     from syntheocc.worlds.lidar import camera_time
 
