@@ -16,11 +16,9 @@ Example, `fit.py`; `python fit.py` and `torchrun --standalone --nproc_per_node 2
     ... )
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from syntheocc.engine.accelerating import make_accelerator
 from syntheocc.engine.batch import derive_batch, mix_seed
 from syntheocc.engine.checkpoints import CheckpointFolder
 from syntheocc.engine.ema import EMA
 from syntheocc.engine.loading import BadSample, RankBatches, batch_tokens, rank_loader, to_device
 from syntheocc.engine.loop_config import LoopConfig
-from syntheocc.engine.loop_state import LoopState, plain_settings
+from syntheocc.engine.loop_state import LoopState, checkpoint_to_resume, plain_settings
 from syntheocc.engine.optimizers import learning_rate_factor, make_optimizer, trained_parameters
 from syntheocc.engine.reporting import Reporter
 from syntheocc.engine.samplers import EpochSampler
@@ -68,61 +67,6 @@ class LoopResult:
     interrupted: str | None
     bad_samples: dict[str, str]
     skipped_steps: list[int]
-
-
-def make_accelerator(config: LoopConfig) -> "Accelerator":
-    """The accelerator of a job, with this process's device and rank; make it before loading what needs a device.
-
-    DDP over NCCL on GPUs and over gloo without; FSDP and DeepSpeed as `accelerate launch` configures them.
-
-    Raises:
-        ValueError: the batch cannot be cut for the ranks, fp16 without a GPU, or fewer processes joined than were
-            started.
-    """
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-    from accelerate.utils import (
-        DistributedDataParallelKwargs,
-        DistributedType,
-        GradientAccumulationPlugin,
-        InitProcessGroupKwargs,
-    )
-
-    cuda = torch.cuda.is_available()
-    if config.mixed_precision == "fp16" and not cuda:
-        raise ValueError("mixed_precision=fp16 needs a GPU; give bf16 or no")
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
-    if config.allow_tf32:
-        torch.set_float32_matmul_precision("high")
-    # accelerate keeps the first precision of the process; a job that trains two models may want two.
-    AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        cpu=not cuda,  # without it torchrun on a machine without GPUs gives independent processes
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(
-                find_unused_parameters=config.find_unused_parameters, gradient_as_bucket_view=True
-            ),
-            InitProcessGroupKwargs(timeout=timedelta(hours=1)),  # the main process may validate or save for long
-        ],
-    )
-    world, started = accelerator.num_processes, int(os.environ.get("WORLD_SIZE", "1"))
-    if world != started:
-        raise ValueError(
-            f"{started} processes were started (WORLD_SIZE) but accelerate joined {world}; start them with torchrun "
-            "or accelerate launch --multi_gpu"
-        )
-    plan = derive_batch(config.global_batch_size, world, config.micro_batch_size)
-    accelerator.gradient_accumulation_steps = plan.accumulation
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        deepspeed = accelerator.state.deepspeed_plugin.deepspeed_config
-        deepspeed["train_micro_batch_size_per_gpu"] = plan.micro
-        deepspeed["gradient_accumulation_steps"] = plan.accumulation
-    return accelerator
 
 
 def run_loop(
@@ -175,9 +119,10 @@ def run_loop(
     own = accelerator is None
     accelerator = accelerator or make_accelerator(config)
     loop = _Loop(
-        config, accelerator, module, dataset, collate, sampler, save_model, validate, device_batch, parameter_groups
+        config, accelerator, module, dataset, collate, sampler, save_model, validate, device_batch or to_device
     )
     try:
+        loop.prepare(parameter_groups)
         with StopSignals() as signals:
             return loop.run(signals)
     finally:
@@ -187,58 +132,52 @@ def run_loop(
             accelerator.state._reset_state(True)
 
 
+@dataclass
 class _Loop:
-    """One run: what is built once, and the steps."""
+    """One run: what it was given, what :meth:`prepare` makes of it, and the steps."""
 
-    def __init__(
-        self, config, accelerator, module, dataset, collate, sampler, save_model, validate, device_batch, groups
-    ):
-        self.config, self.accelerator, self.sampler = config, accelerator, sampler
-        self.save_model, self.validate, self.device_batch = save_model, validate, device_batch or to_device
-        self.plan = derive_batch(config.global_batch_size, accelerator.num_processes, config.micro_batch_size)
-        if accelerator.gradient_accumulation_steps != self.plan.accumulation:
-            accelerator.gradient_accumulation_steps = self.plan.accumulation
-        if len(dataset) != sampler.length:
-            raise ValueError(f"the sampler orders {sampler.length} samples, the dataset has {len(dataset)}")
-        tracker_names(config.report_to)
-        if config.lr_scheduler == "constant" and config.lr_warmup_steps and accelerator.is_main_process:
-            note(
-                f"lr_warmup_steps={config.lr_warmup_steps} is not used by lr_scheduler=constant; "
-                "constant_with_warmup has it"
-            )
-        self.checkpoints = CheckpointFolder(config.output_dir, config.checkpoints_total_limit)
-        if accelerator.is_main_process:
-            self.checkpoints.recover()
+    config: LoopConfig
+    accelerator: "Accelerator"
+    module: nn.Module
+    dataset: Any
+    collate: Callable[[list[Any]], Any]
+    sampler: EpochSampler
+    save_model: Callable[[Path], None]
+    validate: Callable[[int], Validation | None] | None
+    device_batch: Callable[[Any, Any], Any]
+
+    def prepare(self, parameter_groups: Sequence[Mapping[str, Any]] | None) -> None:
+        """Check everything, then build and resume."""
+        config, accelerator, module = self.config, self.accelerator, self.module
+        self.main = accelerator.is_main_process
+        self.trackers = Trackers([])
+        self.model: Any = module
+        self._check()
+        checkpoints = CheckpointFolder(config.output_dir, config.checkpoints_total_limit)
+        if self.main:
+            checkpoints.recover()
         accelerator.wait_for_everyone()
-        resumed = _checkpoint_to_resume(self.checkpoints, config.resume_from_checkpoint)
+        resumed = checkpoint_to_resume(checkpoints, config.resume_from_checkpoint)
 
-        self.state = LoopState(config, accelerator, module, sampler)
+        self.state = LoopState(config, accelerator, module, self.sampler, checkpoints)
         if resumed is not None:
             self.state.load_weights(resumed)
-        self.trained = trained_parameters(module)
+        trained = trained_parameters(module)
+        if config.use_ema and self.state.sharded:
+            raise ValueError("use_ema needs whole parameters on every GPU; leave it out with FSDP or DeepSpeed")
         if not self.state.sharded:
             module.to(accelerator.device)
-        optimizer = make_optimizer(config, self.trained, groups)
+        optimizer = make_optimizer(config, trained, parameter_groups)
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
-        self.fused = isinstance(optimizer, torch.optim.AdamW) and not self.state.sharded
-        self.ema = EMA(self.trained, config.ema_decay) if config.use_ema else None
-        if self.ema is not None and self.state.sharded:
-            raise ValueError("use_ema needs whole parameters on every GPU; leave it out with FSDP or DeepSpeed")
+        self.ema = EMA(trained, config.ema_decay) if config.use_ema else None
         self.model, self.optimizer = accelerator.prepare(module, optimizer)
-        self.module = module
+        self.clipped = list(self.model.parameters() if self.state.sharded else trained.values())
+        self.fused = isinstance(optimizer, torch.optim.AdamW) and not self.state.sharded
         self.state.prepared(self.optimizer, self.ema)
         seed_everything(mix_seed(config.seed, accelerator.process_index))
         self.step = self.state.load(resumed) if resumed is not None else 0
-        self.saved_step = self.step if resumed is not None else None
+        self.saved_step = self.step if resumed is not None else -1
 
-        self.loader = rank_loader(
-            dataset,
-            collate,
-            RankBatches(sampler, self.plan, accelerator.process_index),
-            workers=config.dataloader_num_workers,
-            pin_memory=accelerator.device.type == "cuda",
-            seed=mix_seed(config.seed, accelerator.process_index, self.step),
-        )
         self.factor = learning_rate_factor(
             config.lr_scheduler,
             config.lr_warmup_steps,
@@ -246,30 +185,45 @@ class _Loop:
             config.lr_num_cycles,
             config.lr_power,
         )
-        self.tracker = (
-            make_trackers(
-                config.report_to,
-                config.output_dir,
-                config.output_dir / config.logging_dir,
-                config.tracker_project_name,
-                plain_settings(config),
-                self.step,
-            )
-            if accelerator.is_main_process
-            else Trackers([])
+        self.loader = rank_loader(
+            self.dataset,
+            self.collate,
+            RankBatches(self.sampler, self.plan, accelerator.process_index),
+            workers=config.dataloader_num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+            seed=mix_seed(config.seed, accelerator.process_index, self.step),
         )
+        if self.main:
+            self.trackers = make_trackers(config, plain_settings(config), self.step)
+
+    def _check(self) -> None:
+        """What can be wrong before anything is loaded."""
+        config, accelerator = self.config, self.accelerator
+        self.plan = derive_batch(config.global_batch_size, accelerator.num_processes, config.micro_batch_size)
+        accelerator.gradient_accumulation_steps = self.plan.accumulation
+        if len(self.dataset) != self.sampler.length:
+            raise ValueError(
+                f"the sampler orders {self.sampler.length} samples, the dataset has {len(self.dataset)}; make the "
+                "sampler with len(dataset)"
+            )
+        tracker_names(config.report_to)
+        if config.lr_scheduler == "constant" and config.lr_warmup_steps and self.main:
+            note(
+                f"lr_warmup_steps={config.lr_warmup_steps} is not used by lr_scheduler=constant; "
+                "constant_with_warmup uses it"
+            )
 
     def run(self, signals: StopSignals) -> LoopResult:
         """All steps that are left, with what is due between them."""
         from tqdm import tqdm
 
-        config, main, batches = self.config, self.accelerator.is_main_process, iter(self.loader)
+        config, main, batches = self.config, self.main, iter(self.loader)
         self.signals = signals
         with tqdm(total=config.max_train_steps, initial=self.step, desc="train", unit="step", disable=not main) as bar:
-            self.report = report = Reporter(self.accelerator, self.tracker, bar, config.output_dir)
+            self.report = report = Reporter(self.accelerator, self.trackers, bar, config.output_dir)
             while self.step < config.max_train_steps and not self._stopped():
                 report.take(self._train_step(batches))
-                if self.validate is not None and _due(self.step, config.validation_steps):
+                if _due(self.step, config.validation_steps):
                     report.flush()
                     self._validate()
                 if _due(self.step, config.checkpointing_steps):
@@ -284,19 +238,20 @@ class _Loop:
             self._save_checkpoint()
         if finished and not self.state.sharded_parameters:
             if main:
-                self.checkpoints.publish(self._save_inference_model)
+                self.state.checkpoints.publish(self._save_inference_model)
             self.accelerator.wait_for_everyone()
         interrupted = None if finished else signals.received or "a signal to another process"
         return LoopResult(self.step, report.loss, interrupted, report.bad_samples, report.skipped)
 
     def close(self) -> None:
         """Leave the module as it came: without autocast and DDP around its forward."""
-        self.tracker.close()
+        self.trackers.close()
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
     def _train_step(self, batches: Iterator[tuple[Any, list[BadSample]]]) -> Pending:
         """One optimizer step over the global batch; returns its scalars without waiting for them."""
         accelerator, outputs, tokens = self.accelerator, [], []
+        learning_rate = self._set_learning_rate()
         for micro_step in range(self.plan.accumulation):
             batch, bad = next(batches)
             self.report.list_bad(bad)
@@ -312,12 +267,11 @@ class _Loop:
         own_loss = means[:1]
         stop = torch.full_like(own_loss, float(self.signals.received is not None))
         agreed = accelerator.reduce(torch.cat([means, stop]), reduction="mean")
-        norm = accelerator.clip_grad_norm_(list(self.trained.values()), self.config.max_grad_norm or float("inf"))
+        norm = accelerator.clip_grad_norm_(self.clipped, self.config.max_grad_norm or float("inf"))
         norm = torch.as_tensor(0.0 if norm is None else norm, device=own_loss.device).float().reshape(1)
         finite = agreed[:1].isfinite()
         if accelerator.scaler is None:  # the scaler of fp16 meets infinite gradients as a matter of course
             finite = finite & norm.isfinite()
-        learning_rate = self._set_learning_rate()
         self._optimizer_step(finite)
         self.step += 1
         self.sampler.advance(self.plan.global_batch_size)
@@ -376,8 +330,9 @@ class _Loop:
             set_random_state(states)
 
     def _validate(self) -> None:
-        with self._as_inference():
-            self.report.validation(self.step, dict(self.validate(self.step) or {}))
+        if self.validate is not None:
+            with self._as_inference():
+                self.report.validation(self.step, dict(self.validate(self.step) or {}))
         self.accelerator.wait_for_everyone()
 
     def _save_inference_model(self, folder: Path) -> None:
@@ -385,27 +340,9 @@ class _Loop:
             self.save_model(folder)
 
     def _save_checkpoint(self) -> None:
-        self.state.save(self.checkpoints, self.step, self._save_inference_model)
+        self.state.save(self.step, self._save_inference_model)
         self.saved_step = self.step
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _checkpoint_to_resume(checkpoints: CheckpointFolder, which: str | None) -> Path | None:
-    """The checkpoint to resume; refuses to mix a run with another one's later checkpoints."""
-    resumed = checkpoints.resolve(which)
-    step = int(resumed.name.rpartition("-")[2]) if resumed is not None else -1
-    later = [other for other in checkpoints.steps() if other > step]
-    if resumed is None and later:
-        raise ValueError(
-            f"{checkpoints.root} has checkpoints of an earlier run (checkpoint-{later[-1]}); give "
-            "resume_from_checkpoint=latest, or another output_dir"
-        )
-    if later:
-        raise ValueError(
-            f"{checkpoints.root} has checkpoints after {resumed.name} (checkpoint-{later[-1]}); move them away, or "
-            "give another output_dir and the checkpoint's path"
-        )
-    return resumed

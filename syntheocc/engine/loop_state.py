@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from syntheocc.engine.batch import mix_seed
 from syntheocc.engine.checkpoints import CheckpointFolder
@@ -48,10 +48,18 @@ _FORMAT = 1
 class LoopState:
     """Saves and continues the state of one training loop."""
 
-    def __init__(self, config: LoopConfig, accelerator: "Accelerator", module: nn.Module, sampler: EpochSampler):
+    def __init__(
+        self,
+        config: LoopConfig,
+        accelerator: "Accelerator",
+        module: nn.Module,
+        sampler: EpochSampler,
+        checkpoints: CheckpointFolder,
+    ):
         from accelerate.utils import DistributedType
 
-        self.config, self.accelerator, self.module, self.sampler = config, accelerator, module, sampler
+        self.config, self.accelerator, self.checkpoints = config, accelerator, checkpoints
+        self.module, self.sampler = module, sampler
         kind = accelerator.distributed_type
         self.sharded = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         # DeepSpeed's engine steps inside of backward; its stages 1 and 2 keep whole parameters on every rank.
@@ -63,7 +71,9 @@ class LoopState:
     def prepared(self, optimizer: Any, ema: EMA | None) -> None:
         """Take what exists only after accelerate prepared the module."""
         self.optimizer, self.ema = optimizer.optimizer, ema
-        self.names = {parameter: plain_name(name) for name, parameter in self.module.named_parameters()}
+        self.names: dict[Tensor, str] = {
+            parameter: plain_name(name) for name, parameter in self.module.named_parameters()
+        }
 
     def load_weights(self, checkpoint: Path) -> None:
         """Give the module, not prepared yet, a checkpoint's trained weights."""
@@ -97,13 +107,13 @@ class LoopState:
             self._load_whole(checkpoint, state)
         return int(state["step"])
 
-    def save(self, checkpoints: CheckpointFolder, step: int, save_model: Callable[[Path], None]) -> None:
+    def save(self, step: int, save_model: Callable[[Path], None]) -> None:
         """Write `checkpoint-<step>`; every rank calls it."""
         ranks = self._gather(random_state())
         if self.sharded:
-            self._save_sharded(checkpoints, step, save_model)
+            self._save_sharded(step, save_model)
         elif self.accelerator.is_main_process:
-            checkpoints.save(step, lambda folder: self._write(folder, step, ranks, save_model))
+            self.checkpoints.save(step, lambda folder: self._write(folder, step, ranks, save_model))
         self.accelerator.wait_for_everyone()
 
     def _load_whole(self, checkpoint: Path, state: dict[str, Any]) -> None:
@@ -148,7 +158,7 @@ class LoopState:
         save_state(folder, "training_state", state)
         atomic_write_json(folder / "training_config.json", plain_settings(self.config))
 
-    def _save_sharded(self, checkpoints: CheckpointFolder, step: int, save_model: Callable[[Path], None]) -> None:
+    def _save_sharded(self, step: int, save_model: Callable[[Path], None]) -> None:
         """All ranks write into the main one's temporary folder, which takes its name when all are done."""
         main = self.accelerator.is_main_process
         if not main:
@@ -156,7 +166,7 @@ class LoopState:
             self.accelerator.save_state(str(folder / "accelerate"))
             self.accelerator.wait_for_everyone()
             return
-        with checkpoints.writing(step) as folder:
+        with self.checkpoints.writing(step) as folder:
             self._broadcast(str(folder))
             self.accelerator.save_state(str(folder / "accelerate"))
             self.accelerator.wait_for_everyone()
@@ -189,3 +199,21 @@ def plain_settings(config: LoopConfig) -> dict[str, Any]:
         return str(value)
 
     return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def checkpoint_to_resume(checkpoints: CheckpointFolder, which: str | None) -> Path | None:
+    """The checkpoint to resume; refuses to mix a run with another one's later checkpoints."""
+    resumed = checkpoints.resolve(which)
+    step = int(resumed.name.rpartition("-")[2]) if resumed is not None else -1
+    later = [other for other in checkpoints.steps() if other > step]
+    if not later:
+        return resumed
+    if resumed is None:
+        raise ValueError(
+            f"{checkpoints.root} has checkpoints of an earlier run (checkpoint-{later[-1]}); give "
+            "resume_from_checkpoint=latest, or another output_dir"
+        )
+    raise ValueError(
+        f"{checkpoints.root} has checkpoints after {resumed.name} (checkpoint-{later[-1]}); move them away, or give "
+        "another output_dir and the checkpoint's path"
+    )

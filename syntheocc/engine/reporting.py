@@ -38,6 +38,7 @@ class Reporter:
         self.stop_agreed = False
         self._rank, self._world = accelerator.process_index, accelerator.num_processes
         self._bad_file = output_dir / "bad_samples.jsonl"
+        self._listed = _tokens_in(self._bad_file)  # an earlier start of the run has named them
         self._skipped_in_a_row = 0
         self._pending: Pending | None = None
 
@@ -74,6 +75,8 @@ class Reporter:
                 continue
             self.bad_samples[sample.token] = sample.reason
             note(f"sample {sample.token} cannot be read, the next one takes its place: {sample.reason}")
+            if sample.token in self._listed:
+                continue
             self._bad_file.parent.mkdir(parents=True, exist_ok=True)
             # One write in append mode a line, so that ranks do not cut one another's lines.
             with open(self._bad_file, "ab", buffering=0) as file:
@@ -99,3 +102,9 @@ class Reporter:
                 f"loss or gradient were not finite in {NON_FINITE_LIMIT} steps in a row, up to step {pending.step}; "
                 "lower learning_rate, or look at the samples named above"
             )
+
+
+def _tokens_in(path: Path) -> set[str]:
+    if not path.is_file():
+        return set()
+    return {json.loads(line)["token"] for line in path.read_bytes().splitlines() if line.endswith(b"}")}

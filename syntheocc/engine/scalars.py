@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# What the loop itself logs beside the module's scalars.
+_RESERVED = {"step", "lr", "grad_norm", "stop", "finite", "own_loss"}
+
 
 def stack_scalars(outputs: Sequence[Mapping[str, Tensor]]) -> tuple[list[str], Tensor]:
     """Names and float32 means `[N]` of the scalars of a step's micro batches; "loss" comes first.
@@ -16,6 +19,8 @@ def stack_scalars(outputs: Sequence[Mapping[str, Tensor]]) -> tuple[list[str], T
     """
     if "loss" not in outputs[0]:
         raise ValueError(f"the module gave {sorted(outputs[0])}; it must give a dict with 'loss'")
+    if _RESERVED & set(outputs[0]):
+        raise ValueError(f"the module gave {sorted(_RESERVED & set(outputs[0]))}; these names are the loop's own")
     names = ["loss", *sorted(set(outputs[0]) - {"loss"})]
     rows = []
     for output in outputs:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from syntheocc.engine.files import atomic_write_bytes, atomic_write_text
+from syntheocc.engine.loop_config import LoopConfig
 
 _INSTALL = {"tensorboard": "tensorboard", "wandb": "wandb"}
 
@@ -184,26 +185,22 @@ def tracker_names(report_to: str) -> list[str]:
     return names
 
 
-def make_trackers(
-    report_to: str, output_dir: Path, logging_dir: Path, project: str, config: Mapping[str, Any], step: int
-) -> Trackers:
+def make_trackers(config: LoopConfig, settings: Mapping[str, Any], step: int) -> Trackers:
     """All trackers of a job on its main process.
 
     Args:
-        report_to: see :func:`tracker_names`.
-        output_dir: folder of `log.jsonl`.
-        logging_dir: folder of the other trackers' files.
-        project: name of the project in the trackers.
-        config: settings of the run, plain values.
+        config: says where (`output_dir`, `logging_dir`) and to whom (`report_to`).
+        settings: of the run, as plain values, for trackers that show them.
         step: steps done before this start.
     """
+    output_dir, logs = config.output_dir, config.output_dir / config.logging_dir
     trackers: list[Tracker] = [JsonLines(output_dir / "log.jsonl", step)]
-    for name in tracker_names(report_to):
-        logging_dir.mkdir(parents=True, exist_ok=True)
+    for name in tracker_names(config.report_to):
+        logs.mkdir(parents=True, exist_ok=True)
         if name == "tensorboard":
-            trackers.append(TensorBoard(logging_dir / project, step))
+            trackers.append(TensorBoard(logs / config.tracker_project_name, step))
         else:
-            trackers.append(WandB(logging_dir, project, config))
+            trackers.append(WandB(logs, config.tracker_project_name, settings))
     return Trackers(trackers, validation=JsonLines(output_dir / "validation.jsonl", step))
 
 
