@@ -1,0 +1,82 @@
+"""Does it follow the occupancy? What is measured, and why so, is in docs/controllability.md.
+
+    torchrun --nproc_per_node 4 benchmarks/controllability.py evaluate --model ckp/syntheocc-nano --output results
+    torchrun --nproc_per_node 4 benchmarks/controllability.py arms --model ckp/syntheocc-nano --output results
+    python benchmarks/controllability.py evaluate --smoke --output smoke   # a minute on a CPU, means nothing
+
+`evaluate` writes report.json, report.md and strips of pictures, and the judge if it had to train one; `arms` a folder
+for each training and a report of all. Either is bounded by `--seconds`.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+
+def size(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT."""
+    width, height = (int(number) for number in text.split("x"))
+    return width, height
+
+
+def parser() -> argparse.ArgumentParser:
+    both = argparse.ArgumentParser(add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    both.add_argument("--model", default="ckp/syntheocc-nano", help='pipeline folder; "tiny" has random weights')
+    both.add_argument("--output", type=Path, required=True, help="folder of the results")
+    both.add_argument("--judge", type=Path, help="folder of a trained judge; without one it is trained first")
+    both.add_argument("--judge_seconds", type=float, default=45, help="time to train the judge")
+    both.add_argument(
+        "--split", choices=("val", "test"), default="val", help="val = development, test = final figures"
+    )
+    both.add_argument("--scenes", type=int, default=200, help="held-out scenes, one frame each")
+    both.add_argument("--seed", type=int, default=0, help="of the world's held-out split, and of the judge")
+    both.add_argument("--training_seed", type=int, default=0, help="of the world whose training scenes are used")
+    both.add_argument("--render_seconds", type=float, default=40, help="time to make training frames")
+    both.add_argument("--frames_per_scene", type=int, default=6, help="of training scenes")
+    both.add_argument("--image_size", type=size, default=(400, 224), help="WIDTHxHEIGHT")
+    both.add_argument("--steps", type=int, default=20, help="denoising steps")
+    both.add_argument("--guidance_scale", type=float, default=2.0, help="weight of the text")
+    both.add_argument("--mpi_guidance_scale", type=float, default=1.0, help="weight of the MPI")
+    both.add_argument("--batch", type=int, default=16, help="frames drawn at a time")
+    both.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the networks")
+    both.add_argument("--workers", type=int, help="processes a rank that make scenes (default: cores / ranks)")
+    both.add_argument("--threads", type=int, default=2, help="CPU threads of a rank")
+    both.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
+    both.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    both.add_argument("--commit", help="commit to record where the checkout has no git")
+    both.add_argument("--smoke", action="store_true", help="tiny sizes, random weights: does the program run?")
+    main = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    modes = main.add_subparsers(dest="mode", required=True)
+    one = modes.add_parser("evaluate", parents=[both], help="a trained pipeline")
+    one.add_argument("--seconds", type=float, default=240, help="time budget")
+    one.add_argument("--dose_scenes", type=int, default=100, help="scenes with changed conditions")
+    one.add_argument("--edit_scenes", type=int, default=100, help="scenes with counterfactuals")
+    one = modes.add_parser("arms", parents=[both], help="the codes of the occupancy against one another")
+    one.add_argument("--seconds", type=float, default=560, help="time budget")
+    one.add_argument("--arms", default="", help="names with commas; default: all of docs/controllability.md")
+    one.add_argument("--seeds", default="0", help="training seeds with commas")
+    one.add_argument("--train_steps", type=int, help="steps of every arm; default: as many as the time allows")
+    one.add_argument("--train_batch", type=int, default=48, help="samples a step")
+    return main
+
+
+def main(argv: list[str] | None = None) -> dict | None:
+    args = parser().parse_args(argv)
+    if args.workers is None:
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        args.workers = max(1, (os.cpu_count() or 1) // world - 1)
+    if args.smoke:
+        args.model, args.image_size, args.scenes = "tiny", (64, 32), 2
+        args.steps, args.batch, args.workers, args.resamples, args.train_batch = 2, 2, 0, 50, 2
+        args.dose_scenes = args.edit_scenes = 2
+    if args.mode == "evaluate":
+        from follow import evaluate
+
+        return evaluate(args)
+    from arms import compare
+
+    return compare(args)
+
+
+if __name__ == "__main__":
+    main()

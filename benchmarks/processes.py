@@ -1,0 +1,81 @@
+"""One process a GPU under torchrun, or one alone: groups, shares of a clock, and tensors of all ranks."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from syntheocc.engine.ranks import Ranks
+
+
+class Clock:
+    """Seconds since a process started, against a budget."""
+
+    def __init__(self, budget: float):
+        self.budget, self.started = budget, time.monotonic()
+
+    def spent(self) -> float:
+        """Seconds so far."""
+        return time.monotonic() - self.started
+
+    def left(self) -> float:
+        """Seconds of the budget that are left; negative when it is overdrawn."""
+        return self.budget - self.spent()
+
+
+def device_of(ranks: Ranks, name: str | None) -> torch.device:
+    """The rank's own GPU, or the CPU where there is none (or it is asked for)."""
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", ranks.local_rank)
+    torch.cuda.set_device(device)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    return device
+
+
+@contextmanager
+def group(ranks: Ranks, device: torch.device) -> Iterator[None]:
+    """The process group: gloo for objects, NCCL for tensors on GPUs; nothing for a process alone."""
+    if ranks.world == 1:
+        yield
+        return
+    import torch.distributed as dist
+
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def agreed(value: float, ranks: Ranks, device: torch.device, how: str = "first") -> float:
+    """One number for all ranks: that of rank 0 ("first"), the least ("min") or the greatest ("max")."""
+    if ranks.world == 1:
+        return value
+    import torch.distributed as dist
+
+    tensor = torch.tensor([value], dtype=torch.float64, device=device)
+    if how == "first":
+        dist.broadcast(tensor, 0)
+    else:
+        dist.all_reduce(tensor, dist.ReduceOp.MIN if how == "min" else dist.ReduceOp.MAX)
+    return float(tensor)
+
+
+def of_all_ranks(rows: Tensor, ranks: Ranks) -> Tensor:
+    """The rows of all ranks in rank order, [world * n, ...]; n is the least number of rows that a rank has."""
+    if ranks.world == 1:
+        return rows
+    import torch.distributed as dist
+
+    count = int(agreed(len(rows), ranks, rows.device, "min"))
+    parts = [torch.empty_like(rows[:count]) for _ in range(ranks.world)]
+    dist.all_gather(parts, rows[:count].contiguous())
+    return torch.cat(parts)
