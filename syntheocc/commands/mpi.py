@@ -7,18 +7,19 @@ and inference render MPIs on the way and need no files.
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from syntheocc.commands.samples import OccupancyKind, SampleConfig
 from syntheocc.engine.flags import flag
+from syntheocc.occupancy.data.samples import MPI_SETTINGS_FILE, RELEASED_MPI_SETTINGS, mpi_settings, mpi_stems
 
 if TYPE_CHECKING:
     from syntheocc.occupancy import PlaneSpec
     from syntheocc.occupancy.data.frames import Frame
 
-SETTINGS_FILE = "mpi_settings.json"
-# What folders were made with that have no such file: the original script's.
-RELEASED_SETTINGS = {"height": 56, "width": 100, "pixel_origin": "corner"}
+__all__ = ["MPIConfig", "SETTINGS_FILE", "mpi_settings", "mpi_stems", "planes_named", "run"]
+
+SETTINGS_FILE = MPI_SETTINGS_FILE
 
 
 @dataclass(kw_only=True)
@@ -53,28 +54,6 @@ class MPIConfig(SampleConfig):
         return mpi_stems(frame, self.output_root or self.dataroot_path, self.mtp_path)
 
 
-def mpi_stems(frame: "Frame", root: Path, folder: str) -> dict[str, Path]:
-    """Camera name -> `<root>/<folder>/<CAM>/<picture's name without suffix>`.
-
-    Raises:
-        ValueError: a camera has no picture, after which its files would be named.
-    """
-    from syntheocc.occupancy.data.mpi_files import mpi_stem
-
-    unnamed = [name for name in frame.cameras.names if name not in frame.image_paths]
-    if unnamed:
-        raise ValueError(f"{', '.join(unnamed)} has no picture, and the MPI files are named after it")
-    return {name: mpi_stem(frame.image_paths[name], root, folder) for name in frame.cameras.names}
-
-
-def mpi_settings(folder: Path) -> dict[str, Any]:
-    """What the MPI files of `folder` were made with: at least the keys of `RELEASED_SETTINGS`."""
-    from syntheocc.engine.files import read_json
-
-    path = folder / SETTINGS_FILE
-    return RELEASED_SETTINGS | (read_json(path) if path.is_file() else {})
-
-
 def planes_named(number: int) -> "PlaneSpec":
     """The published planes: 256 single ones, or 96 groups of them."""
     from syntheocc.occupancy import PlaneSpec
@@ -101,7 +80,7 @@ def run(config: MPIConfig) -> int:
         for field in dataclasses.fields(config)
         if field.name in ("occ_kind", "height", "width", "pixel_origin", "samples_per_cell")
     }
-    unsaid = settings | RELEASED_SETTINGS if any(target.glob("CAM_*")) else None
+    unsaid = settings | RELEASED_MPI_SETTINGS if any(target.glob("CAM_*")) else None
     check_settings(target / SETTINGS_FILE, settings, "give another --mtp_path, or remove the folder", unsaid)
     taxonomy = taxonomy_named("syntheocc")
 
