@@ -1,8 +1,8 @@
 """GroupNorm (+ shift, + SiLU) with gradients: only x and two numbers a group are kept for the backward.
 
 With g = dy silu'(z) w and n the values of a group, dx = rstd (g - sum(g)/n - xhat sum(g xhat)/n). Two passes over x
-dy: sums of a tile's rows for every channel (which are also the gradients of weight and bias), merged to groups; then
-dx. torch keeps the shifted input and the norm's output as well, and wants NCHW.
+and dy: sums of a tile's rows for every channel (which are the gradients of weight and bias too), merged to groups;
+then dx. torch keeps the shifted input and the norm's output as well, and wants NCHW.
 """
 
 import torch
