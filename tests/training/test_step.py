@@ -143,6 +143,12 @@ def test_dropped_conditions_are_the_null_branches(make_step, make_batch):
         assert dropped["mse"].item() != pytest.approx(full(batch, **run)["mse"].item(), rel=1e-6)
 
 
+def test_every_trained_parameter_has_a_gradient_even_without_conditions(make_step, make_batch):
+    # DistributedDataParallel waits for all of them.
+    step = make_step(dropout=(1.0, 1.0))
+    assert set(gradients(step, make_batch(step), step=0, positions=[0, 1])) >= set(trainable_parameters(step))
+
+
 def test_grids_are_rendered_in_the_step(make_step, make_batch, six_cameras):
     step = make_step()
     generator = torch.Generator().manual_seed(0)
