@@ -107,7 +107,7 @@ def parse_flags(
             _add_flag(parser, field, hints[field.name], defaults)
         ignored = [f"--{field.name}" for field in fields if field.metadata.get("ignored")]
         if ignored:
-            text = f"accepted and ignored, so that command lines written for training work: {' '.join(ignored)}"
+            text = f"accepted and ignored, so that command lines written for other scripts work: {' '.join(ignored)}"
             parser.epilog = textwrap.fill(text, 100, break_on_hyphens=False)
         return config_class(**vars(parser.parse_args(argv)))
     except ValueError as error:

@@ -36,7 +36,7 @@ from syntheocc.engine.loop_state import LoopState, checkpoint_to_resume, plain_s
 from syntheocc.engine.optimizers import learning_rate_factor, make_optimizer, trained_parameters
 from syntheocc.engine.reporting import Reporter
 from syntheocc.engine.samplers import EpochSampler
-from syntheocc.engine.scalars import Pending, stack_scalars
+from syntheocc.engine.scalars import Pending, check_output, stack_scalars
 from syntheocc.engine.state import random_state, seed_everything, set_random_state
 from syntheocc.engine.stopping import StopSignals
 from syntheocc.engine.trackers import Trackers, make_trackers, note, tracker_names
@@ -261,6 +261,7 @@ class _Loop:
             # Gradients are averaged over the ranks once, in the last micro step; backward divides by their number.
             with accelerator.accumulate(self.model):
                 output = self.model(batch, step=self.step, positions=positions)
+                check_output(output)
                 accelerator.backward(output["loss"])
             outputs.append({name: value.detach() for name, value in output.items()})
         names, means = stack_scalars(outputs)

@@ -11,25 +11,32 @@ from torch import Tensor
 _RESERVED = {"step", "lr", "grad_norm", "stop", "finite", "own_loss"}
 
 
+def check_output(output: Mapping[str, Tensor]) -> None:
+    """Whether a module's answer is a dict of scalar tensors with a "loss" and no name of the loop's own.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if "loss" not in output:
+        raise ValueError(f"the module gave {sorted(output)}; it must give a dict with 'loss'")
+    if _RESERVED & set(output):
+        raise ValueError(f"the module gave {sorted(_RESERVED & set(output))}; these names are the loop's own")
+    for name, value in output.items():
+        if value.numel() != 1:
+            raise ValueError(f"the module's {name!r} is no scalar but {list(value.shape)}")
+
+
 def stack_scalars(outputs: Sequence[Mapping[str, Tensor]]) -> tuple[list[str], Tensor]:
     """Names and float32 means `[N]` of the scalars of a step's micro batches; "loss" comes first.
 
     Raises:
-        ValueError: there is no "loss", a value is no scalar, or the micro batches differ in their names.
+        ValueError: the micro batches differ in their names.
     """
-    if "loss" not in outputs[0]:
-        raise ValueError(f"the module gave {sorted(outputs[0])}; it must give a dict with 'loss'")
-    if _RESERVED & set(outputs[0]):
-        raise ValueError(f"the module gave {sorted(_RESERVED & set(outputs[0]))}; these names are the loop's own")
     names = ["loss", *sorted(set(outputs[0]) - {"loss"})]
-    rows = []
     for output in outputs:
         if set(output) != set(names):
             raise ValueError(f"the module gave {sorted(output)} for one micro batch and {sorted(names)} for another")
-        for name in names:
-            if output[name].numel() != 1:
-                raise ValueError(f"the module's {name!r} is no scalar but {list(output[name].shape)}")
-        rows.append(torch.stack([output[name].detach().float().reshape(()) for name in names]))
+    rows = [torch.stack([output[name].detach().float().reshape(()) for name in names]) for output in outputs]
     return names, torch.stack(rows).mean(dim=0)
 
 

@@ -1,0 +1,104 @@
+"""A tiny training job for the loop's tests, and a program: torchrun ... line_problem.py --output_dir=DIR [flags]."""
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from syntheocc.engine.batch import sample_generator
+from syntheocc.engine.flags import flag, parse_flags
+from syntheocc.engine.loop import BadSample, LoopConfig, make_accelerator, run_loop
+from syntheocc.engine.samplers import EpochSampler
+from syntheocc.engine.state import trainable_state
+
+
+@dataclass(kw_only=True)
+class LineConfig(LoopConfig):
+    num_points: int = flag(10, "samples in the dataset")
+    dropout: float = flag(0.0, "of the hidden layer; draws from torch's global generator")
+    signal_at: int = flag(-1, "step (0 is the first) in whose forward this process gets a signal")
+    signal_rank: int = flag(0, "rank that gets it")
+    signal_name: str = flag("SIGTERM", "the signal")
+    slow_seconds: float = flag(0.0, "sleep in every step")
+
+
+class Points:
+    """Points (x0, x1) on a spiral, y = x0 - 2 x1 + 0.5; `bad` ones cannot be read, `spoilt` ones are NaN."""
+
+    def __init__(self, count, bad=(), spoilt=()):
+        angle = torch.arange(count) * 0.7
+        self.x = torch.stack([angle.cos(), angle.sin()], dim=1) * (torch.arange(count)[:, None] + 1) / count
+        self.y = self.x[:, :1] - 2 * self.x[:, 1:] + 0.5
+        self.bad = set(bad)
+        self.y[list(spoilt)] = float("nan")
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            return BadSample(f"point-{index}", "torn page")
+        return {"x": self.x[index], "y": self.y[index], "tokens": f"point-{index}"}
+
+
+class Line(nn.Module):
+    """Two layers, one of them frozen beside; noise from the sample's own generator; dropout from the global one."""
+
+    def __init__(self, config):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            self.first, self.second, self.frozen = nn.Linear(2, 8), nn.Linear(8, 1), nn.Linear(2, 2)
+        self.frozen.requires_grad_(False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.config = config
+
+    def forward(self, batch, step, positions):
+        config = self.config
+        if step == config.signal_at and int(os.environ.get("RANK", "0")) == config.signal_rank:
+            os.kill(os.getpid(), getattr(signal, config.signal_name))
+        if config.slow_seconds:
+            time.sleep(config.slow_seconds)
+        noise = [torch.randn(2, generator=sample_generator(config.seed, step, position)) for position in positions]
+        x = batch["x"] + 0.01 * torch.stack(noise) + 0 * self.frozen(batch["x"])
+        error = self.second(self.dropout(self.first(x).relu())) - batch["y"]
+        return {"loss": error.square().mean(), "error": error.mean()}
+
+
+def train(config, points=None, module=None, order=None, **options):
+    """(result, module) of one run."""
+    points = Points(config.num_points) if points is None else points
+    module = Line(config) if module is None else module
+    result = run_loop(
+        config,
+        module=module,
+        dataset=points,
+        collate=torch.utils.data.default_collate,
+        sampler=EpochSampler(len(points), config.seed, order),
+        save_model=lambda folder: save_file(trainable_state(module), folder / "model.safetensors"),
+        **options,
+    )
+    return result, module
+
+
+def main(argv, environ=None):
+    """The program; `environ` is what torchrun would have set."""
+    os.environ |= environ or {}
+    settings = parse_flags(LineConfig, argv)
+    accelerator = make_accelerator(settings)
+    outcome, _ = train(settings, accelerator=accelerator)
+    rank = accelerator.process_index
+    record = {"world": accelerator.num_processes, "step": outcome.step, "interrupted": outcome.interrupted}
+    Path(settings.output_dir, f"outcome-{rank}.json").write_text(json.dumps(record))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
