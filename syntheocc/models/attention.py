@@ -125,8 +125,9 @@ class NeighborAttention(nn.Module):
         )
         answers = []
         for k, neighbor in enumerate(links.neighbor.unbind(0)):
+            back = None if links.inverse is None else links.inverse[k]
             answer = dispatch_attention_fn(
-                query, take(key, neighbor), take(value, neighbor), backend=self.attention_backend
+                query, take(key, neighbor, back), take(value, neighbor, back), backend=self.attention_backend
             )
             if links.weight is not None:
                 answer = answer * links.weight[k].to(answer.dtype)[:, None, None, None]

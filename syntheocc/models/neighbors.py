@@ -17,12 +17,15 @@ class NeighborLinks(NamedTuple):
         weight: float32 [K, N] or None. None: every element has all K neighbours. Otherwise 1/count for a neighbour
             that exists and 0 for padding, count being how many neighbours element n has.
         degree: float32 [N] or None, how many neighbours every element has; None exactly when weight is None.
+        inverse: int64 [K, N] or None: where every element is the k-th neighbour of exactly one other, as in a ring,
+            `inverse[k, neighbor[k, n]] = n`; gradients are then gathered instead of scattered.
 
     """
 
     neighbor: Tensor
     weight: Tensor | None
     degree: Tensor | None
+    inverse: Tensor | None = None
 
     @property
     def num_neighbors(self) -> int:
@@ -31,9 +34,7 @@ class NeighborLinks(NamedTuple):
 
     def to(self, device: torch.device | None) -> "NeighborLinks":
         """Return the same links with all tensors on `device` (None: where they are)."""
-        if self.weight is None or self.degree is None:
-            return NeighborLinks(self.neighbor.to(device), None, None)
-        return NeighborLinks(self.neighbor.to(device), self.weight.to(device), self.degree.to(device))
+        return NeighborLinks(*(None if table is None else table.to(device) for table in self))  # type: ignore[arg-type]
 
 
 def view_links(neighbors: Tensor, batch: int, device: torch.device | None = None) -> NeighborLinks:
@@ -116,7 +117,7 @@ def previous_and_next(num_frames: int) -> Tensor:
 def _links(table: Tensor, offset: Tensor, size: int, device: torch.device | None, stride: int = 1) -> NeighborLinks:
     """Turn a table [N, K] of positions 0..size-1 (-1 padding) into NeighborLinks; element n starts at offset[n]."""
     exists = table >= 0
-    padded = True
+    padded, inverse = True, None
     if table.device.type == "cpu" and not torch.compiler.is_compiling():
         if table.numel() and (table.min() < -1 or table.max() >= size):
             raise ValueError(
@@ -126,7 +127,11 @@ def _links(table: Tensor, offset: Tensor, size: int, device: torch.device | None
         padded = not bool(exists.all())
     neighbor = (offset[:, None] + table.clamp(min=0) * stride).T.contiguous()  # [K, N]
     if not padded:
-        return NeighborLinks(neighbor, None, None).to(device)
+        if neighbor.device.type == "cpu" and not torch.compiler.is_compiling():
+            order = neighbor.argsort(dim=1)
+            if torch.equal(neighbor.gather(1, order), torch.arange(neighbor.shape[1]).expand_as(neighbor)):
+                inverse = order
+        return NeighborLinks(neighbor, None, None, inverse).to(device)
     degree = exists.sum(1).float()  # [N]
     weight = (exists / degree.clamp(min=1)[:, None]).T.contiguous()  # [K, N]
     return NeighborLinks(neighbor, weight, degree).to(device)

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, DDPMScheduler
 from torch import Tensor, nn
 from torch.nn.attention import sdpa_kernel
 
-from syntheocc.engine.batch import sample_generator
+from syntheocc.engine.batch import mix_seed
 from syntheocc.models import MPIControlNetModel, MultiviewUNet2DConditionModel
 from syntheocc.models.neighbors import previous_and_next
 from syntheocc.occupancy.rendering.mpi import render_mpi
@@ -224,29 +224,31 @@ class SyntheOccStep(nn.Module):
 
     def draw(self, batch: TrainingBatch, step: int, positions: Sequence[int], size: Sequence[int], seed: int) -> Draws:
         """Everything random, sample by sample; decisions come from the CPU, noise is made on the device."""
-        rows = batch.views * batch.frames
+        rows, device = batch.views * batch.frames, self.device
         is_moments = batch.images is not None or batch.pixels.shape[2] == 2 * size[1]
-        shape = (rows, *size[1:])
         num_timesteps = self.noise_scheduler.config.num_train_timesteps
-        timesteps, noise, posterior, no_text, no_mpi = [], [], [], [], []
-        for position in positions:
-            decisions = sample_generator(seed, step, position)
+        timesteps, no_text, no_mpi = [], [], []
+        noise = torch.empty(len(positions), rows, *size[1:], device=device)
+        posterior = torch.empty_like(noise) if is_moments else None
+        decisions, generator = torch.Generator(), torch.Generator(device)
+        for i, position in enumerate(positions):
+            stream = mix_seed(seed, step, position)
+            decisions.manual_seed(stream)
             count = 1 if self.shared_timestep else rows
             t = torch.randint(num_timesteps, (count,), generator=decisions)
             timesteps.append(t.expand(rows))
             drop_text, drop_mpi = self.dropout.draw(decisions)
             no_text += [drop_text] * batch.frames
             no_mpi += [drop_mpi] * batch.frames
-            # One stream a sample, never two generators with one seed: on a CPU the decisions' goes on.
-            on_cpu = self.device.type == "cpu"
-            generator = decisions if on_cpu else sample_generator(seed, step, position, device=self.device)
-            noise.append(torch.randn(shape, generator=generator, device=self.device))
-            if is_moments:
-                posterior.append(torch.randn(shape, generator=generator, device=self.device))
+            # Never two generators with one seed: on a CPU the noise comes from the decisions' stream.
+            noises = decisions if device.type == "cpu" else generator.manual_seed(stream)
+            noise[i].normal_(generator=noises)
+            if posterior is not None:
+                posterior[i].normal_(generator=noises)
         return Draws(
-            torch.cat(timesteps).to(self.device, non_blocking=True),
-            torch.cat(noise),
-            torch.cat(posterior) if is_moments else None,
+            torch.cat(timesteps).to(device, non_blocking=True),
+            noise.flatten(0, 1),
+            None if posterior is None else posterior.flatten(0, 1),
             no_text,
             no_mpi,
         )

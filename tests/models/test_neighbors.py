@@ -60,3 +60,12 @@ def test_wrong_frames_are_named():
         frame_links(torch.tensor([[1], [0]]), num_views=3, batch=9)
     with pytest.raises(ValueError, match="int64"):
         frame_links(torch.zeros(2, 1), num_views=3, batch=6)
+
+
+def test_a_ring_has_an_inverse_and_a_star_has_none():
+    ring = view_links(torch.tensor([[2, 1], [0, 2], [1, 0]]), 6)
+    assert ring.neighbor.tolist() == [[2, 0, 1, 5, 3, 4], [1, 2, 0, 4, 5, 3]]
+    assert ring.inverse.tolist() == [[1, 2, 0, 4, 5, 3], [2, 0, 1, 5, 3, 4]]
+    star = view_links(torch.tensor([[1], [0], [0]]), 3)
+    assert star.inverse is None
+    assert view_links(torch.tensor([[1], [-1], [0]]), 3).inverse is None, "padded"

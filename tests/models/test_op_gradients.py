@@ -95,6 +95,8 @@ def test_copies_in_words_have_torchs_gradients(dtype, channels):
     assert_same(double_pixels, lambda x: F.interpolate(x, scale_factor=2.0, mode="nearest"), [x], 1e-3)
     tokens, index = torch.randn(3, 4, channels).to(dtype), torch.tensor([2, 0, 2, 2])
     assert_same(lambda x: take(x, index), lambda x: x.index_select(0, index), [tokens], 1e-3)
+    index, inverse = torch.tensor([2, 0, 1]), torch.tensor([1, 2, 0])
+    assert_same(lambda x: take(x, index, inverse), lambda x: x.index_select(0, index), [tokens], 1e-3)
 
 
 class Layers(nn.Module):

@@ -9,11 +9,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """``x.index_select(0, index)`` of x [N, ...] and an int64 index [M]: [M, ...], contiguous if x is."""
+def take(x: Tensor, index: Tensor, inverse: Tensor | None = None) -> Tensor:
+    """``x.index_select(0, index)`` of x [N, ...] and an int64 index [M]: [M, ...], contiguous if x is.
+
+    inverse: where index is a permutation, its inverse; the gradient is then a copy in words too.
+    """
     if not _in_words(x, x[0].numel()):
         return x.index_select(0, index)
-    return _Take.apply(x, index)
+    return _Take.apply(x, index, inverse)
+
+
+def _take_words(x: Tensor, index: Tensor) -> Tensor:
+    words = x.flatten(1).view(torch.int64)
+    return words.index_select(0, index).view(x.dtype).view(-1, *x.shape[1:])
 
 
 def double_pixels(x: Tensor) -> Tensor:
@@ -28,16 +36,17 @@ class _Take(torch.autograd.Function):
     """Words have no gradients of their own: forward moves bits, backward adds values."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(index)
+    def forward(ctx, x: Tensor, index: Tensor, inverse: Tensor | None) -> Tensor:
+        ctx.save_for_backward(index, inverse)
         ctx.size = x.shape[0]
-        words = x.flatten(1).view(torch.int64)
-        return words.index_select(0, index).view(x.dtype).view(-1, *x.shape[1:])
+        return _take_words(x, index)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        (index,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.size, *grad.shape[1:]).index_add_(0, index, grad), None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        index, inverse = ctx.saved_tensors
+        if inverse is not None:
+            return _take_words(grad.contiguous(), inverse), None, None
+        return grad.new_zeros(ctx.size, *grad.shape[1:]).index_add_(0, index, grad), None, None
 
 
 class _DoublePixels(torch.autograd.Function):
