@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--dose_scenes", type=int, default=100, help="scenes with changed conditions")
     one.add_argument("--edit_scenes", type=int, default=100, help="scenes with counterfactuals")
     one = modes.add_parser("arms", parents=[both], help="the codes of the occupancy against one another")
-    one.add_argument("--seconds", type=float, default=560, help="time budget")
+    one.add_argument("--seconds", type=float, default=530, help="time budget")
     one.add_argument("--arms", default="", help="names with commas; default: all of docs/controllability.md")
     one.add_argument("--seeds", default="0", help="training seeds with commas")
     one.add_argument("--train_steps", type=int, help="steps of every arm; default: as many as the time allows")
@@ -69,6 +69,8 @@ def main(argv: list[str] | None = None) -> dict | None:
         args.model, args.image_size, args.scenes = "tiny", (64, 32), 2
         args.steps, args.batch, args.workers, args.resamples, args.train_batch = 2, 2, 0, 50, 2
         args.dose_scenes = args.edit_scenes = 2
+        if args.mode == "arms":
+            args.arms = args.arms or "rgb_depth,categorical_spc4"
     if args.mode == "evaluate":
         from follow import evaluate
 

@@ -88,4 +88,8 @@ def load_pipeline(folder: Any, device: torch.device, dtype: torch.dtype) -> Synt
     # Decoding six views at a time would leave a large GPU idle.
     pipe.decode_batch_size = 48 if device.type == "cuda" else 6
     pipe.to(device)
-    return pipe if dtype == torch.float32 else pipe.to(dtype)
+    for module in pipe.components.values():
+        # transformers keeps the dtype of the file, diffusers makes it float32.
+        if isinstance(module, torch.nn.Module) and next(module.parameters()).dtype != dtype:
+            module.to(dtype)
+    return pipe

@@ -14,7 +14,7 @@ import held_out
 import torch
 from drawing import Drawer, load_pipeline
 from edits import counterfactuals
-from processes import Clock, agreed, device_of, group
+from processes import Clock, agreed, device_of, group, same_on_all_ranks
 from torch import Tensor
 from torch.nn import functional as F
 from training_bank import Bank, training_frames
@@ -78,7 +78,8 @@ def the_judge(args: Namespace, cache: FrameCache, ranks: Ranks, device: torch.de
         autocast=torch.bfloat16 if device.type == "cuda" else None,
         log=say,
     )
-    judge = judge.float().eval()
+    same_on_all_ranks(judge, ranks)
+    judge.eval()
     if ranks.is_main:
         folder = Path(args.output) / "judge"
         judge.save_pretrained(folder)
@@ -119,7 +120,7 @@ def main_rows(frames: list, drawer: Drawer, scorer: Scorer, bank: Any, cells: tu
             "real": seen.images,
             "vae": drawer.reconstruct(seen.images),
             "generated": generated[i],
-            "flat mpi": F.interpolate(flat, size=size, mode="nearest") if flat.shape[-2:] != size else flat,
+            "flat mpi": F.interpolate(flat, size=size, mode="nearest"),
             "nearest training frame": bank.images[index[i]],
             "no condition": without[i],
         }

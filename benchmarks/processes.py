@@ -69,6 +69,15 @@ def agreed(value: float, ranks: Ranks, device: torch.device, how: str = "first")
     return float(tensor)
 
 
+def same_on_all_ranks(module: torch.nn.Module, ranks: Ranks) -> None:
+    """Give every rank rank 0's weights and running statistics."""
+    if ranks.world > 1:
+        import torch.distributed as dist
+
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
 def of_all_ranks(rows: Tensor, ranks: Ranks) -> Tensor:
     """The rows of all ranks in rank order, [world * n, ...]; n is the least number of rows that a rank has."""
     if ranks.world == 1:
@@ -76,6 +85,7 @@ def of_all_ranks(rows: Tensor, ranks: Ranks) -> Tensor:
     import torch.distributed as dist
 
     count = int(agreed(len(rows), ranks, rows.device, "min"))
-    parts = [torch.empty_like(rows[:count]) for _ in range(ranks.world)]
-    dist.all_gather(parts, rows[:count].contiguous())
-    return torch.cat(parts)
+    gathered = rows.new_empty(ranks.world * count, *rows.shape[1:])
+    # Parts of one tensor: gigabytes of labels are not copied once more.
+    dist.all_gather(list(gathered.split(count)), rows[:count].contiguous())
+    return gathered
