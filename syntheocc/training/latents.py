@@ -1,0 +1,138 @@
+"""Latents of the training pictures, encoded once and kept as files.
+
+    <root>/<fingerprint of VAE, size and precision>/<token>.safetensors     "moments" [V, 2C, h, w]
+
+The VAE's moments (mean and log variance) are kept, not a sample: every step still draws its own. A file names the
+pictures that it was made of, with their sizes and times; when one of them has changed, it is made again. Files appear
+by rename, and what is there is not made twice, so an interrupted job goes on where it stopped.
+
+Legend: V views, C latent channels, H W pixels, h w latent pixels.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from syntheocc.engine.files import atomic_path
+from syntheocc.occupancy.data.frames import Frame
+
+__all__ = ["LatentCache", "fingerprint"]
+
+
+class LatentCache:
+    """The cached latents of one VAE at one picture size.
+
+    Args:
+        root: where the folders of all VAEs and sizes lie.
+        name: of this one's folder, `fingerprint(...)`.
+    """
+
+    def __init__(self, root: str | Path, name: str):
+        self.folder = Path(root) / name
+
+    def path(self, frame: Frame) -> Path:
+        """The file of a frame."""
+        return self.folder / f"{frame.token}.safetensors"
+
+    def read(self, frame: Frame) -> Tensor:
+        """The moments of a frame, [V, 2C, h, w].
+
+        Raises:
+            ValueError: they are not there, or the file is damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self.path(frame)
+        try:
+            return load_file(path)["moments"]
+        except FileNotFoundError:
+            raise ValueError(
+                f"{path}: no cached latents; the pictures could not be read when they were made (see the job's start)"
+            ) from None
+        except (OSError, SafetensorError, KeyError) as error:
+            raise ValueError(f"{path}: cached latents cannot be read ({error}); delete the file") from error
+
+    def is_current(self, frame: Frame) -> bool:
+        """Whether the frame's file is there, whole, and made of the pictures as they are now."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path(frame), framework="pt") as file:
+                return (file.metadata() or {}).get("sources") == _sources(frame)
+        except (OSError, SafetensorError):
+            return False
+
+    def fill(
+        self, frames: Sequence[Frame], encode: Callable[[Frame], Tensor], show: bool = True
+    ) -> tuple[int, dict[str, str]]:
+        """Make what is missing.
+
+        Args:
+            frames: of this process; others may fill the same folder.
+            encode: frame -> moments [V, 2C, h, w]; a ValueError leaves the frame out.
+            show: draw a progress bar.
+
+        Returns:
+            The number of files made, and token -> reason of the frames that were left out.
+        """
+        from safetensors.torch import save_file
+        from tqdm import tqdm
+
+        made, failed = 0, {}
+        for frame in tqdm(frames, desc="latents", unit="sample", disable=not show):
+            if self.is_current(frame):
+                continue
+            try:
+                sources = _sources(frame)  # before the pictures are read: a change meanwhile is noticed
+                moments = encode(frame)
+            except (ValueError, OSError) as error:
+                self.path(frame).unlink(missing_ok=True)  # what is there was made of other pictures
+                failed[frame.token] = str(error)
+                continue
+            with atomic_path(self.path(frame)) as temporary:
+                save_file({"moments": moments.contiguous().cpu()}, temporary, metadata={"sources": sources})
+            made += 1
+        return made, failed
+
+
+def fingerprint(vae: nn.Module, height: int, width: int, dtype: torch.dtype) -> str:
+    """16 hex digits that change with the VAE's weights or config, the pictures' size and the precision.
+
+    Args:
+        vae: before it is cast to `dtype`.
+        height: of the pictures, pixels.
+        width: of the pictures, pixels.
+        dtype: in which it encodes.
+    """
+    config = {name: value for name, value in dict(vae.config).items() if not name.startswith("_")}  # type: ignore
+    digest = hashlib.blake2b(json.dumps([config, height, width, str(dtype)], sort_keys=True, default=str).encode())
+    for name, tensor in sorted(vae.state_dict().items()):
+        if not name.startswith(("decoder.", "post_quant_conv.")):  # they do not encode
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def encode_moments(vae: Any, images: Tensor) -> Tensor:
+    """The VAE's moments [V, 2C, h, w] of pictures uint8 [V, 3, H, W], in the VAE's dtype, on its device."""
+    pixels = images.to(vae.device).float() / 127.5 - 1
+    return vae.encode(pixels.to(vae.dtype)).latent_dist.parameters
+
+
+def _sources(frame: Frame) -> str:
+    """What the pictures of a frame are: names, bytes and times."""
+    described = []
+    for camera in frame.cameras.names:
+        path = frame.image_paths.get(camera)
+        if path is None:
+            raise ValueError(f"{camera} has no picture; make the infos again")
+        found = path.stat()
+        described.append([camera, path.name, found.st_size, found.st_mtime_ns])
+    return json.dumps(described)

@@ -1,0 +1,284 @@
+"""The training job: from settings to a trained pipeline. `train.py` runs it, alone or under any launcher."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from syntheocc.engine.ranks import Ranks
+from syntheocc.engine.trackers import note
+from syntheocc.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from syntheocc.occupancy.data.frames import Frame
+    from syntheocc.training.dataset import FrameReader
+    from syntheocc.training.step import SyntheOccStep
+
+__all__ = ["run"]
+
+
+def run(config: TrainConfig) -> int:
+    """Train; returns the exit status. 130: interrupted, the same command with --resume_from_checkpoint=latest goes on.
+
+    Raises:
+        ValueError: settings, data or weights that do not fit, before training begins; or what `run_loop` raises.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizer is used in forked readers
+    _quiet_loading()
+    from syntheocc.engine.batch import derive_batch
+    from syntheocc.engine.loop import make_accelerator, run_loop
+    from syntheocc.engine.samplers import EpochSampler
+    from syntheocc.training.cbgs import ClassBalance, classes_of
+    from syntheocc.training.dataset import ClipDataset, collate, make_clips
+
+    ranks = Ranks.from_environment()
+    frames, unreadable = config.read_frames()
+    files = _check_conditions(config)
+    clips = make_clips(frames, config.num_frames)
+    order = ClassBalance([classes_of(clip) for clip in clips], config.seed) if config.use_cbgs else None
+    sampler = EpochSampler(len(clips), config.seed, order)
+    global_batch, _ = config.batch_sizes(ranks.world)
+    steps = config.max_train_steps or sampler.steps(config.num_train_epochs, global_batch)
+    asked = config.mixed_precision
+    config = config.resolved(ranks.world, steps)
+    accelerator = make_accelerator(config)
+    try:
+        tell = note if ranks.is_main else lambda message: None
+        if asked not in (None, config.mixed_precision):
+            tell(f"no GPU: computing on the CPU, in float32 instead of {asked}")
+        if unreadable:
+            tell(f"{len(unreadable)} samples of the infos are left out, the first: {next(iter(unreadable.values()))}")
+        repository = _make_repository(config, ranks)
+        job = _Job(config, ranks, accelerator.device, files)
+        if config.cache_latents:
+            job.cache_latents(list({frame.token: frame for clip in clips for frame in clip}.values()))
+            accelerator.wait_for_everyone()
+        dataset = ClipDataset(clips, job.reader())
+        plan = derive_batch(config.global_batch_size, ranks.world, config.micro_batch_size)
+        tell(
+            f"{len(clips)} samples of {len(dataset.cameras)} views{_clips(config)}, {steps} steps of "
+            f"{config.global_batch_size} samples ({plan.micro} x {plan.accumulation} on {plan.world} processes), "
+            f"{config.mixed_precision if config.mixed_precision != 'no' else 'float32'}; "
+            f"{job.trained / 1e6:.1f} M of {job.parameters / 1e6:.1f} M parameters are trained"
+        )
+        result = run_loop(
+            config,
+            module=job.step,
+            dataset=dataset,
+            collate=collate,
+            sampler=sampler,
+            save_model=job.save,
+            validate=job.validation(frames),
+            accelerator=accelerator,
+        )
+        if result.interrupted:
+            tell(f"stopped after step {result.step} of {steps}; --resume_from_checkpoint=latest goes on from there")
+            return 130
+        if ranks.is_main:
+            job.write_card(len(clips), result.step)
+            loss = "" if result.loss is None else f", loss {result.loss:.4f}"
+            print(f"trained {result.step} steps{loss}: {config.output_dir}")
+            if repository is not None:
+                from syntheocc.training.model_card import push_folder
+
+                print(f"uploaded to {push_folder(config.output_dir, repository)}")
+        return 0
+    finally:
+        if ranks.world > 1:
+            accelerator.end_training()
+
+
+class _Job:
+    """The networks of a run, and what is made around them."""
+
+    def __init__(self, config: TrainConfig, ranks: Ranks, device: "torch.device", files: dict[str, Any]):
+        import torch
+
+        from syntheocc.training.acceleration import prepare_for_training, trainable_parameters
+        from syntheocc.training.latents import LatentCache, fingerprint
+        from syntheocc.training.networks import PipelineSaver, load_networks
+
+        self.config, self.ranks, self.device = config, ranks, device
+        self.pipe = load_networks(config, files)
+        if config.enable_xformers_memory_efficient_attention:
+            self.pipe.enable_xformers_memory_efficient_attention()  # says so where it stays with torch's own
+        self.step = self._make_step()
+        trained = trainable_parameters(self.step, config.trained)  # type: ignore[arg-type]
+        self.trained = sum(parameter.numel() for parameter in trained.values())
+        self.parameters = sum(parameter.numel() for parameter in self.step.parameters())
+        self.factor = self.pipe.vae_scale_factor
+        self._check_sizes(files)
+        dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.mixed_precision or "no"]
+        self.latents: LatentCache | None = None
+        if config.cache_latents:
+            name = fingerprint(self.pipe.vae, config.height, config.width, dtype)
+            self.latents = LatentCache(config.latents_dir or config.output_dir / "latents", name)
+        if ranks.is_main:
+            saved = {"fp32": torch.float32, "fp16": torch.float16}[config.save_dtype]
+            self.save: Any = PipelineSaver(self.pipe, self.step, saved)
+        else:
+            self.save = None  # only the main process saves
+        prepare_for_training(
+            self.step,
+            dtype,
+            channels_last=device.type == "cuda",
+            gradient_checkpointing=config.gradient_checkpointing,
+            compile=config.compile,
+        )
+
+    def reader(self, pictures: bool = False) -> "FrameReader":
+        """Reads frames for training; with `pictures`, the pictures themselves even where latents are cached."""
+        from syntheocc.training.dataset import FrameReader
+        from syntheocc.training.latents import LatentCache
+
+        latents: LatentCache | None = None if pictures else self.latents
+        return FrameReader(self.config, self.step.condition, self.pipe.tokenizer, latents, self.factor)
+
+    def cache_latents(self, frames: Sequence["Frame"]) -> None:
+        """Encode this rank's share of the pictures that are not encoded yet."""
+        from syntheocc.training.dataset import read_pictures
+        from syntheocc.training.latents import encode_moments
+
+        assert self.latents is not None and self.step.vae is not None
+        vae = self.step.vae.to(self.device)
+
+        def encode(frame: "Frame") -> "torch.Tensor":
+            return encode_moments(vae, read_pictures(frame, self.config.height, self.config.width))
+
+        _, failed = self.latents.fill(self.ranks.share(frames), encode, show=self.ranks.is_main)
+        for token, reason in list(failed.items())[:20]:
+            note(f"no latents of sample {token}: {reason}")
+        if len(failed) > 20:
+            note(f"... and of {len(failed) - 20} more")
+
+    def validation(self, frames: Sequence["Frame"]) -> Any:
+        """What draws the validation pictures; None where none are wanted."""
+        from syntheocc.training.validation import Validation, spread
+
+        config = self.config
+        if not config.validation_steps or not config.num_validation_images:
+            return None
+        samples = spread(_validation_frames(config, frames), config.num_validation_images)
+        return Validation(config, self.step, self.pipe, samples, self.reader(pictures=True), self.ranks)
+
+    def write_card(self, samples: int, steps: int) -> None:
+        """The README of the output folder."""
+        from syntheocc.engine.files import atomic_write_text
+        from syntheocc.models.controlnet_mpi import conditioning_of
+        from syntheocc.training.model_card import model_card
+
+        condition = conditioning_of(dict(self.step.controlnet.config))
+        card = model_card(self.config, condition, samples, steps)
+        atomic_write_text(self.config.output_dir / "README.md", card)
+
+    def _make_step(self) -> "SyntheOccStep":
+        from syntheocc.pipelines.sources import condition_spec
+        from syntheocc.training.dropout import ConditionDropout
+        from syntheocc.training.loss_weights import LossWeights
+        from syntheocc.training.networks import noise_scheduler
+        from syntheocc.training.step import SyntheOccStep
+
+        config, pipe = self.config, self.pipe
+        taxonomy = condition_spec(pipe.controlnet).taxonomy
+        weights = LossWeights(
+            depth=config.foreground_weights and config.depth_weights,
+            progressive=config.foreground_weights and config.progressive_weights,
+        )
+        if taxonomy is not None:
+            weights = replace(weights, foreground=tuple(taxonomy.foreground))
+        empty = pipe.tokenizer(
+            "", padding="max_length", max_length=pipe.tokenizer.model_max_length, return_tensors="pt"
+        ).input_ids[0]
+        return SyntheOccStep(
+            pipe.unet,
+            pipe.controlnet,
+            pipe.vae,
+            pipe.text_encoder,
+            noise_scheduler(pipe),
+            weights,
+            ConditionDropout(config.dropped_text, config.mpi_dropout),
+            empty_input_ids=empty,
+            max_train_steps=config.max_train_steps or 1,
+            shared_timestep=not config.per_view_timestep,
+            seed=config.seed,
+        )
+
+    def _check_sizes(self, files: dict[str, Any]) -> None:
+        """Raise ValueError when pictures do not fit the VAE and the UNet, or MPI files the pictures."""
+        from syntheocc.training.dataset import check_mpi_folder
+
+        config, spec = self.config, self.step.condition
+        side = self.factor * 2 ** (len(self.pipe.unet.config.block_out_channels) - 1)
+        if config.height % self.factor or config.width % self.factor:
+            raise ValueError(f"height and width must be multiples of {self.factor}, the size of the VAE's cells")
+        if (config.height % side or config.width % side) and self.ranks.is_main:
+            note(f"{config.width}x{config.height} is no multiple of {side}: the UNet pads on the way up, which works")
+        if files:
+            wanted = {
+                "pixel_origin": spec.pixel_origin,
+                "height": config.height // self.factor,
+                "width": config.width // self.factor,
+            }
+            check_mpi_folder(Path(config.dataroot_path) / str(config.mtp_path), wanted, files)
+
+
+def _check_conditions(config: TrainConfig) -> dict[str, Any]:
+    """Make sure that labels or MPI files are there; what the MPI files were made with, empty for labels."""
+    from syntheocc.occupancy.data.samples import mpi_settings
+
+    config.check_labels(config.condition_kind)
+    if config.condition_kind != "mpi":
+        return {}
+    folder = Path(config.dataroot_path) / str(config.mtp_path)
+    if not folder.is_dir():
+        raise ValueError(
+            f"no MPI files at {folder}; make them with utils/gen_mtp.py, or leave --mtp_path out (and DATA_USED "
+            "unset) to have MPIs rendered from labels on the way: --occ_kind=syntheocc, occ3d, ..."
+        )
+    return mpi_settings(folder)
+
+
+def _validation_frames(config: TrainConfig, frames: Sequence["Frame"]) -> Sequence["Frame"]:
+    """The val infos' frames; the training frames where there are none."""
+    own = replace_samples(config)
+    try:
+        return own.read_frames()[0]
+    except ValueError:
+        if config.val_info_path:
+            raise
+        return frames
+
+
+def replace_samples(config: TrainConfig) -> Any:
+    """The sample settings of a job with the val infos in place of the training infos."""
+    from syntheocc.occupancy.data.samples import SampleConfig
+
+    return SampleConfig(
+        dataroot_path=config.dataroot_path, info_path=config.val_info_path, gen_train_or_val="val", max_samples=None
+    )
+
+
+def _make_repository(config: TrainConfig, ranks: Ranks) -> str | None:
+    """The hub repository to upload to, made on the main process before training."""
+    if not config.push_to_hub or not ranks.is_main:
+        return None
+    from syntheocc.training.model_card import check_hub
+
+    return check_hub(config)
+
+
+def _clips(config: TrainConfig) -> str:
+    return f" x {config.num_frames} frames" if config.num_frames > 1 else ""
+
+
+def _quiet_loading() -> None:
+    """Leave out the bars and notices that diffusers and transformers show while they load."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
