@@ -64,7 +64,7 @@ VARIANTS = ("plain", "fast", "fast+checkpoint", "fast+autotune", "blocks")
 TARGET_SECONDS, TARGET_PEAK_GB, TARGET_CHECKPOINT_GB = 0.16, 20.0, 14.0
 TARGET_RENDER_SHARE, TARGET_SCALING = 0.01, 0.95
 PROMPT = "show a photorealistic street view image"
-PHASES = ("render", "encode", "forward", "backward", "optimizer")
+PHASES = ("render", "condition", "encode", "forward", "backward", "optimizer")
 # Their gradients are compared between variants: first and last layers, and kinds of layers.
 COMPARED = (
     "unet.down_blocks.0.attentions.0.transformer_blocks.0.norm4.weight",
@@ -154,11 +154,14 @@ class Marks:
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
+        """What runs within is one occurrence of `name`."""
         start = self._now()
         yield
         self.spans[name].append((start, self._now()))
 
     def around(self, name: str, function: Callable) -> Callable:
+        """The function, every call of which is an occurrence of `name`."""
+
         def timed(*inputs: Any, **kwargs: Any) -> Any:
             with self.span(name):
                 return function(*inputs, **kwargs)
@@ -237,20 +240,21 @@ class Trainer:
         }
 
     def phases(self, steps: int) -> dict[str, float]:
-        """Milliseconds of the phases on the GPU's clock; render and encode are parts of the forward."""
+        """Milliseconds of the phases on the GPU's clock; render, condition and encode come before the networks."""
         self.marks = marks = Marks(self.device)
-        own = {name: getattr(self.step, name) for name in ("render_labels", "encode_images")}
-        self.step.render_labels = marks.around("render", own["render_labels"])
-        self.step.encode_images = marks.around("encode", own["encode_images"])
+        parts = {"render": "render_labels", "condition": "encode_condition", "encode": "encode_images"}
+        for name, method in parts.items():
+            setattr(self.step, method, marks.around(name, getattr(self.step, method)))
         try:
             for _ in range(steps):
                 self.train()
             synchronize(self.device)
         finally:
             self.marks = None
-            del self.step.render_labels, self.step.encode_images
+            for method in parts.values():
+                delattr(self.step, method)
         phases = marks.milliseconds()
-        phases["forward"] -= phases["render"] + phases["encode"]
+        phases["forward"] -= sum(phases[name] for name in parts)
         return phases
 
     def render_ms(self, times: int = 20) -> float:
@@ -391,7 +395,7 @@ def print_row(row: dict[str, Any]) -> None:
 def print_report(report: dict[str, Any]) -> None:
     print(f"\n{report['chip']}, torch {report['torch']}, {report['settings']}")
     print(f"{'':18}{'step':>9}{'best':>9}{'peak':>9}{'reserved':>10}{'TFLOP/s':>9}{'first':>8}"
-          + "".join(f"{name:>10}" for name in PHASES) + f"{'render*':>9}{'loss':>9}{'gradient':>9}")  # fmt: skip
+          + "".join(f"{name:>11}" for name in PHASES) + f"{'render*':>9}{'loss':>9}{'gradient':>9}")  # fmt: skip
     for row in report["rows"]:
         if "scaling" in row:
             continue
@@ -400,7 +404,7 @@ def print_report(report: dict[str, Any]) -> None:
         print(
             f"{row['variant']:18}{row['step_s']:8.4f}s{row['best_s']:8.4f}s{row['peak_gb']:7.2f}GB"
             f"{row['reserved_gb']:8.2f}GB{flops / row['step_s']:9.0f}{row['first_step_s']:7.1f}s"
-            + "".join(f"{row['phases_ms'][name]:8.2f}ms" for name in PHASES)
+            + "".join(f"{row['phases_ms'][name]:9.2f}ms" for name in PHASES)
             + f"{row['render_alone_ms']:7.2f}ms{row.get('loss_difference', float('nan')):9.1e}{gradient:9.1e}"
         )
     for row in report["rows"]:

@@ -129,8 +129,8 @@ class MPIEncoder(nn.Module):
         num_images, num_layers, height, width = layers.shape
         pixels = layers.permute(0, 2, 3, 1).reshape(-1, num_layers)  # [N*h*w, D+1]
         occupied = pixels != self.free_class
-        plane = occupied.nonzero()[:, 1]  # [M], sorted by pixel
-        class_id = pixels[occupied].long()  # [M]
+        pixel, plane = occupied.nonzero().unbind(1)  # [M], sorted by pixel
+        class_id = pixels[pixel, plane].long()  # [M]
         if class_id.numel() and not bool(((class_id >= 0) & (class_id < self.num_classes)).all()):
             raise ValueError(
                 f"the MPI has class id {int(class_id.max())}, but the encoder knows 0..{self.num_classes - 1}; map "

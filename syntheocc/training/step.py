@@ -134,17 +134,19 @@ class SyntheOccStep(nn.Module):
             return self._loss(batch, step, positions, self.seed if seed is None else seed)
 
     def _loss(self, batch: TrainingBatch, step: int, positions: Sequence[int], seed: int) -> dict[str, Tensor]:
-        # Rendering first: encoding the labels waits for the device, which has little queued at this moment.
+        height, width = self.latent_size(batch)
+        size = (batch.rows * batch.views, self.unet.config.in_channels, height, width)
+        draws = self.draw(batch, step, positions, size, seed)
+        # The condition first: its encoder waits for the device, which has least to do now. What follows is queued
+        # without waiting, and while the VAE computes the CPU gets ahead of it.
         labels, nearest, nearest_plane = self.render_labels(batch)
-        moments = self.encode_images(batch)
-        latents_size = (moments.shape[0], self.unet.config.in_channels, *moments.shape[2:])
-        draws = self.draw(batch, step, positions, latents_size, seed)
-        latents = self.sample_latents(moments, draws.posterior)
+        condition = self.encode_condition(labels, nearest, draws.no_mpi)
+        latents = self.sample_latents(self.encode_images(batch), draws.posterior)
         noisy = self.noise_scheduler.add_noise(latents, draws.noise, draws.timesteps)
         target = training_target(self.noise_scheduler, latents, draws.noise, draws.timesteps)
         text = self.encode_text(batch, draws.no_text)
 
-        prediction = self.predict(noisy, draws, text, labels, nearest, batch)
+        prediction = self.predict(noisy, draws.timesteps, text, condition, batch)
         error = (prediction.float() - target.float()).square()
         weight = loss_weight_map(
             nearest, nearest_plane, step, self.max_train_steps, self.weights, is_foreground=self.is_foreground
@@ -152,25 +154,22 @@ class SyntheOccStep(nn.Module):
         return {"loss": (weight.flatten(0, 1)[:, None] * error).mean(), "mse": error.detach().mean()}
 
     def predict(
-        self, noisy: Tensor, draws: Draws, text: Tensor, labels: Tensor, nearest: Tensor, batch: TrainingBatch
+        self, noisy: Tensor, timesteps: Tensor, text: Tensor, condition: Tensor, batch: TrainingBatch
     ) -> Tensor:
         """What ControlNet and UNet make of the noisy latents: [N, C, h, w]."""
-        labels, nearest = self._drop_mpi(labels, nearest, draws.no_mpi)
         frames = previous_and_next(batch.frames) if batch.frames > 1 and self._has_frame_attention else None
         links = self.unet.link_views(noisy.shape[0], batch.neighbors, frames, device=noisy.device)
         noisy = noisy.to(self.compute_dtype or noisy.dtype)
-        encoder = self.controlnet.controlnet_cond_embedding
-        condition = encoder(labels.flatten(0, 1), nearest.flatten(0, 1), self.compute_dtype)
         down, mid = self.controlnet(
             noisy,
-            draws.timesteps,
+            timesteps,
             encoder_hidden_states=text,
             cond_embedding=condition,
             return_dict=False,
         )
         return self.unet(
             noisy,
-            draws.timesteps,
+            timesteps,
             text,
             cross_attention_kwargs=links,
             down_block_additional_residuals=down,
@@ -178,15 +177,23 @@ class SyntheOccStep(nn.Module):
             return_dict=False,
         )[0]
 
+    def latent_size(self, batch: TrainingBatch) -> tuple[int, int]:
+        """(h, w) of the batch's latents."""
+        height, width = batch.pixels.shape[-2:]
+        if batch.images is None:
+            return height, width
+        if self.vae is None:
+            raise ValueError("this step has no VAE: give batches latents instead of images")
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return height // factor, width // factor
+
     def render_labels(self, batch: TrainingBatch) -> tuple[Tensor, Tensor, Tensor]:
         """The batch's MPIs, rendered here when it brings grids: labels, nearest class and nearest plane."""
         if batch.mpi_labels is not None:
             assert batch.nearest is not None and batch.nearest_plane is not None
             return batch.mpi_labels, batch.nearest, batch.nearest_plane
         assert batch.grids is not None and batch.rigs is not None
-        height, width = batch.pixels.shape[-2:]
-        if batch.images is not None:
-            height, width = height // self._vae_factor, width // self._vae_factor
+        height, width = self.latent_size(batch)
         spec = self.condition
         mpi = render_mpi(
             list(batch.grids),
@@ -200,14 +207,24 @@ class SyntheOccStep(nn.Module):
         )
         return mpi.labels, mpi.nearest, mpi.nearest_plane
 
+    def encode_condition(self, labels: Tensor, nearest: Tensor, no_mpi: Sequence[bool]) -> Tensor:
+        """The ControlNet's features of the MPIs, [N, C_0, h, w]; dropped rows are encoded as empty space.
+
+        The loss keeps their weights all the same: they tell where things are in the picture.
+        """
+        if any(no_mpi):
+            dropped = torch.tensor(no_mpi).to(labels.device, non_blocking=True)
+            labels = labels.masked_fill(dropped[:, None, None, None, None], self.condition.free)
+            nearest = nearest.masked_fill(dropped[:, None, None, None], self.condition.free)
+        encoder = self.controlnet.controlnet_cond_embedding
+        return encoder(labels.flatten(0, 1), nearest.flatten(0, 1), self.compute_dtype)
+
     @torch.no_grad()
     def encode_images(self, batch: TrainingBatch) -> Tensor:
         """The VAE's moments [N, 2C, h, w] of the images, or the batch's latents as they are, [N, C or 2C, h, w]."""
         if batch.latents is not None:
             return batch.latents.flatten(0, 1)
-        assert batch.images is not None
-        if self.vae is None:
-            raise ValueError("this step has no VAE: give batches latents instead of images")
+        assert batch.images is not None and self.vae is not None
         images = batch.images.flatten(0, 1)
         if images.dtype == torch.uint8:
             images = images.float() / 127.5 - 1
@@ -291,17 +308,6 @@ class SyntheOccStep(nn.Module):
                 return self.text_encoder(texts)[0]
         return self.text_encoder(texts)[0]
 
-    def _drop_mpi(self, labels: Tensor, nearest: Tensor, no_mpi: Sequence[bool]) -> tuple[Tensor, Tensor]:
-        """Empty space for the dropped rows; the loss keeps its weights, which tell where things are."""
-        if not any(no_mpi):
-            return labels, nearest
-        free = self.condition.free
-        dropped = torch.tensor(no_mpi).to(labels.device, non_blocking=True)
-        return (
-            labels.masked_fill(dropped[:, None, None, None, None], free),
-            nearest.masked_fill(dropped[:, None, None, None], free),
-        )
-
     @contextmanager
     def _backends(self) -> Iterator[None]:
         """After `prepare_for_training` the networks know their dtypes, and cuDNN's attention is tried first."""
@@ -311,11 +317,6 @@ class SyntheOccStep(nn.Module):
                 if self.device.type == "cuda":
                     stack.enter_context(sdpa_kernel(ATTENTION_ORDER, set_priority=True))
             yield
-
-    @property
-    def _vae_factor(self) -> int:
-        assert self.vae is not None
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def _has_frame_attention(self) -> bool:

@@ -80,9 +80,9 @@ def test_at_the_start_the_loss_is_the_base_models(make_step, make_batch):
     step = make_step(wake=False)
     batch = make_batch(step)
     loss = step(batch, step=0, positions=[0, 1])
-    step.predict = lambda noisy, draws, text, *_: (
+    step.predict = lambda noisy, timesteps, text, *_: (
         step.unet(
-            noisy, draws.timesteps, text, cross_attention_kwargs={"neighbors": torch.empty(3, 0, dtype=torch.int64)}
+            noisy, timesteps, text, cross_attention_kwargs={"neighbors": torch.empty(3, 0, dtype=torch.int64)}
         ).sample
     )
     alone = step(batch, step=0, positions=[0, 1])
