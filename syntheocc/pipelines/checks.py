@@ -87,6 +87,15 @@ def default_size(pipe: "SyntheOccPipeline") -> tuple[int, int]:
     return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
 
 
+def check_dtypes(pipe: "SyntheOccPipeline") -> None:
+    """Raise ValueError unless UNet and ControlNet have one dtype."""
+    if pipe.unet.dtype != pipe.controlnet.dtype:
+        raise ValueError(
+            f"the UNet is {pipe.unet.dtype}, the ControlNet {pipe.controlnet.dtype}: they run in one dtype, "
+            "pipe.controlnet.to(pipe.unet.dtype)"
+        )
+
+
 def check_call(
     pipe: "SyntheOccPipeline",
     *,
@@ -113,11 +122,6 @@ def check_call(
     clip_skip: int | None = None,
 ) -> tuple[Conditions, int, int]:
     """Check a call's arguments against each other and the parts; returns the conditions, H and W in pixels."""
-    if pipe.unet.dtype != pipe.controlnet.dtype:
-        raise ValueError(
-            f"the UNet is {pipe.unet.dtype}, the ControlNet {pipe.controlnet.dtype}: they run in one dtype, "
-            "pipe.controlnet.to(pipe.unet.dtype)"
-        )
     _check_numbers(
         num_images_per_prompt=num_images_per_prompt,
         num_inference_steps=num_inference_steps,

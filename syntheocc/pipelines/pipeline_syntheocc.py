@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from syntheocc.models import MPIControlNetModel, MultiviewUNet2DConditionModel, previous_and_next
 from syntheocc.occupancy import CameraRig, OccupancyGrid, SemanticMPI
 from syntheocc.pipelines.acceleration import FastPathMixin
-from syntheocc.pipelines.checks import check_call, check_callback, check_components
+from syntheocc.pipelines.checks import check_call, check_callback, check_components, check_dtypes
 from syntheocc.pipelines.conditions import Conditions
 from syntheocc.pipelines.guidance import Guidance
 from syntheocc.pipelines.loading import LoadingMixin
@@ -147,6 +147,7 @@ class SyntheOccPipeline(
         Raises:
             ValueError: naming the argument, its value and what to give instead.
         """
+        check_dtypes(self)
         return check_call(self, **call)
 
     def encode_prompt(

@@ -31,8 +31,9 @@ from syntheocc.training.latents import LatentCache
 
 __all__ = ["ClipDataset", "FrameReader", "Row", "collate", "make_clips", "read_pictures"]
 
-# Key frames of an unknown order count as neighbours up to this distance in time; nuScenes' are 0.5 s apart.
-MAX_GAP_US = 1_000_000
+# Key frames of an unknown order count as neighbours up to this distance in time: those of nuScenes are 0.5 s apart,
+# and 1 s where one between them is missing.
+MAX_GAP_US = 800_000
 # What pillow raises over damaged pictures is no one family.
 _DAMAGED = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, MemoryError, struct.error, zlib.error,
@@ -162,7 +163,7 @@ def make_clips(frames: Sequence[Frame], num_frames: int) -> list[tuple[Frame, ..
     """All runs of `num_frames` neighbouring key frames of a scene, in the order of their first frame.
 
     Frames are neighbours when the source says so (`Frame.next`), or, where it is silent, when they follow each other
-    in their scene within a second.
+    in their scene within 0.8 s.
 
     Raises:
         ValueError: no scene is so long.

@@ -21,6 +21,7 @@ from syntheocc.occupancy.data.frames import Frame
 from syntheocc.occupancy.pictures import as_picture, condition_pictures, save_picture, strip
 from syntheocc.pipelines import SyntheOccPipeline
 from syntheocc.pipelines.acceleration import ATTENTION_ORDER
+from syntheocc.pipelines.checks import check_call
 from syntheocc.training.config import TrainConfig
 from syntheocc.training.dataset import FrameReader, read_pictures
 from syntheocc.training.step import SyntheOccStep
@@ -32,6 +33,9 @@ class _LivePipeline(SyntheOccPipeline):
     """The pipeline on networks in training: some weights are float32 masters, computing is in half precision."""
 
     compute_dtype: torch.dtype = torch.float32
+
+    def check_inputs(self, **call: Any) -> Any:
+        return check_call(self, **call)  # but not that the weights have one dtype
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Tensor:
         return super().encode_prompt(*args, **kwargs).to(self.compute_dtype)
