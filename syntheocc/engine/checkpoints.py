@@ -5,6 +5,7 @@ that name is therefore always complete. Old ones are renamed away before they ar
 process writes; any number may read. Names are those of diffusers' training scripts.
 """
 
+import errno
 import os
 import re
 import secrets
@@ -110,7 +111,7 @@ class CheckpointFolder:
         if not self.root.is_dir():
             return
         for entry in sorted(self.root.iterdir()):
-            hidden = _HIDDEN.fullmatch(entry.name)
+            hidden = _HIDDEN.fullmatch(entry.name) if entry.is_dir() else None
             if hidden and hidden[2] == "old" and not (self.root / hidden[1]).exists():
                 entry.rename(self.root / hidden[1])
             elif hidden:
@@ -171,5 +172,9 @@ def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot flush a folder; its files are flushed all the same.
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)

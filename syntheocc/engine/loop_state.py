@@ -123,6 +123,8 @@ class LoopState:
                 if state["ema"] is None:
                     raise ValueError("it has no averages (use_ema was off); leave use_ema out")
                 self.ema.load_state_dict(state["ema"])
+            elif state["ema"] is not None and self.accelerator.is_main_process:
+                note(f"{checkpoint.name} has averages of the weights; without use_ema they end here")
         except ValueError as error:
             raise ValueError(f"{checkpoint}: {error}") from error
         if self.accelerator.scaler is not None and state["scaler"] is not None:

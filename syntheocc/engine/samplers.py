@@ -40,7 +40,7 @@ class EpochSampler:
         self._order = order
         self.epoch = 0
         self.position = 0
-        self._cached: tuple[int, list[int]] | None = None
+        self._cached: dict[int, list[int]] = {}
 
     def indices(self, epoch: int) -> list[int]:
         """All indices of an epoch, in order.
@@ -48,8 +48,8 @@ class EpochSampler:
         Raises:
             ValueError: the given order is empty or names a sample that the dataset does not have.
         """
-        if self._cached is not None and self._cached[0] == epoch:
-            return self._cached[1]
+        if epoch in self._cached:
+            return self._cached[epoch]
         if self._order is None:
             generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
             indices = torch.randperm(self.length, generator=generator).tolist()
@@ -62,7 +62,10 @@ class EpochSampler:
                     f"the order of epoch {epoch} has indices {min(indices)}..{max(indices)}; the dataset has samples "
                     f"0..{self.length - 1}"
                 )
-        self._cached = (epoch, indices)
+        # Readers run ahead, perhaps into the next epoch, while the sampler still counts in this one.
+        while len(self._cached) >= 4:
+            del self._cached[min(self._cached)]
+        self._cached[epoch] = indices
         return indices
 
     def batches(self, size: int) -> Iterator[list[int]]:

@@ -80,7 +80,7 @@ def trainable_state(module: nn.Module) -> dict[str, Tensor]:
     Frozen weights are not in it; they come from where they came from at the start. Names are those of an
     uncompiled module, so that a checkpoint does not depend on `torch.compile`.
     """
-    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    frozen = {name for name, value in module.named_parameters(remove_duplicate=False) if not value.requires_grad}
     return {
         plain_name(name): value
         for name, value in module.state_dict(keep_vars=True).items()

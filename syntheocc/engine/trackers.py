@@ -1,5 +1,6 @@
 """Where a run reports: always a JSON line a step, and TensorBoard or Weights & Biases when asked and installed."""
 
+import importlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import numpy as np
 from syntheocc.engine.files import atomic_write_bytes, atomic_write_text
 from syntheocc.engine.loop_config import LoopConfig
 
-_INSTALL = {"tensorboard": "tensorboard", "wandb": "wandb"}
+_NAMES = ("tensorboard", "wandb")
 
 
 def note(message: str) -> None:
@@ -169,17 +170,17 @@ def tracker_names(report_to: str) -> list[str]:
         ValueError: an unknown name, or a package that is not installed.
     """
     asked = [name.strip().lower() for name in report_to.split(",") if name.strip()]
-    unknown = [name for name in asked if name not in (*_INSTALL, "all", "none")]
+    unknown = [name for name in asked if name not in (*_NAMES, "all", "none")]
     if unknown:
-        raise ValueError(f"report_to={report_to}: {unknown[0]!r} is no tracker; known are {', '.join(_INSTALL)}, all")
-    names = [name for name in _INSTALL if name in asked or ("all" in asked and _installed(name))]
+        raise ValueError(f"report_to={report_to}: {unknown[0]!r} is no tracker; known are {', '.join(_NAMES)}, all")
+    names = [name for name in _NAMES if name in asked or ("all" in asked and not _import_error(name))]
     if "wandb" in names and os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
         note("WANDB_DISABLED is set: nothing is reported to wandb")
         names.remove("wandb")
     for name in names:
-        if not _installed(name):
+        if error := _import_error(name):
             raise ValueError(
-                f"report_to={report_to}: {name} is not installed; pip install {_INSTALL[name]}, or report_to=none "
+                f"report_to={report_to}: {name} cannot be imported ({error}); pip install {name}, or report_to=none "
                 "(the loss curve is always in log.jsonl)"
             )
     return names
@@ -204,12 +205,13 @@ def make_trackers(config: LoopConfig, settings: Mapping[str, Any], step: int) ->
     return Trackers(trackers, validation=JsonLines(output_dir / "validation.jsonl", step))
 
 
-def _installed(name: str) -> bool:
+def _import_error(name: str) -> str:
+    """Why a tracker's package cannot be imported; empty when it can."""
     try:
-        __import__(name)
-    except ImportError:
-        return False
-    return True
+        importlib.import_module(name)
+    except ImportError as error:
+        return str(error)
+    return ""
 
 
 def _step_of(line: bytes) -> float:

@@ -1,6 +1,7 @@
 """A tiny training job for the loop's tests, and a program: torchrun ... line_problem.py --output_dir=DIR [flags]."""
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -62,8 +63,10 @@ class Line(nn.Module):
 
     def forward(self, batch, step, positions):
         config = self.config
-        if step == config.signal_at and int(os.environ.get("RANK", "0")) == config.signal_rank:
-            os.kill(os.getpid(), getattr(signal, config.signal_name))
+        if step == config.signal_at and positions[0] == config.signal_rank * len(positions):  # once a step
+            # as a scheduler does: to the reading processes too
+            for process in [*multiprocessing.active_children(), multiprocessing.current_process()]:
+                os.kill(process.pid, getattr(signal, config.signal_name))
         if config.slow_seconds:
             time.sleep(config.slow_seconds)
         noise = [torch.randn(2, generator=sample_generator(config.seed, step, position)) for position in positions]

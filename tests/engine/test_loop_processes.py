@@ -78,6 +78,7 @@ def test_the_curve_is_the_same_on_one_two_and_four_ranks(tmp_path, start):
     jobs = [start(arguments, **place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(4)]
     for job in jobs:
         job.join()
+    assert [job.exitcode for job in jobs] == [0] * 4
     assert [record["step"] for record in outcomes(4, tmp_path / "many")] == [10] * 4
     assert len(curve(tmp_path / "many")) == 10
     assert np.abs(np.subtract(curve(tmp_path / "many"), curve(tmp_path / "one"))).max() < 1e-6
