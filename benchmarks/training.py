@@ -38,6 +38,7 @@ import statistics
 import sys
 import time
 import traceback
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -281,6 +282,20 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return loss.item(), kept
 
+    def waits(self) -> list[str]:
+        """Where in a step the CPU waits for the GPU: file:line of the call in our code or a library's."""
+        if self.device.type != "cuda":
+            return []
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                self.train()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        found = [w for w in caught if "synchroniz" in str(w.message)]
+        return ["/".join(Path(w.filename).parts[-3:]) + f":{w.lineno}" for w in found]
+
     def profile(self) -> dict[str, Any]:
         """Milliseconds of kernels a step by kind, and the longest kernels."""
         from torch.profiler import ProfilerActivity
@@ -330,6 +345,7 @@ def run_variant(
     row |= trainer.measure(args.steps)
     row["phases_ms"] = trainer.phases(args.steps)
     row["render_alone_ms"] = trainer.render_ms()
+    row["waits"] = trainer.waits()
     row["trained_parameters"] = sum(p.numel() for p in trainer.parameters.values())
     row["loss"] = loss
     if reference is not None:
@@ -340,8 +356,8 @@ def run_variant(
         row["loss_difference"] = abs(loss - reference["loss"]) / reference["loss"]
         row["gradient_differences"] = {name: float(value) for name, value in differences.items()}
     if not args.no_profile and device.type == "cuda":
-        row["tflop"] = count_flops(trainer)
         row["profile"] = trainer.profile()
+        row["tflop"] = count_flops(trainer)  # last: compiled code gives way to what counts
     row["gradients"] = gradients
     return row
 
@@ -413,7 +429,9 @@ def print_report(report: dict[str, Any]) -> None:
                 f"{row['variant']:18}{row['step_s']:8.4f}s, alone {row['alone_s']:.4f}s: {100 * row['scaling']:.1f} % "
                 f"of the GPUs' throughput (target {100 * TARGET_SCALING:.0f}), peak {row['peak_gb']:.2f} GB"
             )
-        elif "profile" in row:
+            continue
+        print(f"{row['variant']}: the CPU waits {len(row['waits'])} times a step {sorted(set(row['waits']))}")
+        if "profile" in row:
             kinds = sorted(row["profile"]["ms_a_step"].items(), key=lambda item: -item[1])
             print(f"{row['variant']}, ms of kernels: " + ", ".join(f"{kind} {value:.1f}" for kind, value in kinds))
     print(f"targets: {TARGET_SECONDS} s, {TARGET_PEAK_GB:.0f} GB ({TARGET_CHECKPOINT_GB:.0f} GB with checkpointing), "

@@ -13,6 +13,7 @@ from diffusers import ModelMixin  # noqa: F401  (diffusers looks for it in the m
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from syntheocc.models.ops.plane_embedding import plane_embedding
 from syntheocc.occupancy.taxonomy import UNKNOWN
 
 
@@ -91,7 +92,7 @@ class MPIEncoder(nn.Module):
         layers = self.with_nearest(labels, nearest)
         if dtype is None:
             dtype = next(self.position_encoder.parameters()).dtype
-        features = layers if self.kind == "scalar" else self.embed_sparse(layers)
+        features = layers if self.kind == "scalar" else self.embed_sparse(layers, dtype)
         return self.position_encoder(features.to(dtype))
 
     def with_nearest(self, labels: Tensor, nearest: Tensor | None = None) -> Tensor:
@@ -111,40 +112,31 @@ class MPIEncoder(nn.Module):
             raise ValueError(f"nearest is {tuple(nearest.shape)}, but labels are {tuple(labels.shape)}")
         return torch.cat([labels, nearest[:, None].to(labels.dtype)], dim=1)
 
-    def embed_sparse(self, layers: Tensor) -> Tensor:
-        """Sum the (plane, class) vectors of every pixel as an embedding bag over the occupied cells.
+    def embed_sparse(self, layers: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Sum the (plane, class) vectors of every pixel over the occupied cells, in float32 whatever the weights are.
 
-        Sums in float32 whatever the dtype of the weights; waits for the device twice (the number of occupied cells,
-        and the check of their ids), which is once per generation.
+        Waits for the device twice (the number of occupied cells, and the check of their ids), which is once per
+        generation. In training on a GPU a kernel does not (syntheocc.models.ops.plane_embedding); ids that are no
+        class then give NaN.
 
         Args:
             layers: integer class ids [N, D+1, h, w].
+            dtype: of the result; default: that of the weights.
 
         Returns:
-            [N, C, h, w] in the dtype of the weights, channels last in memory.
+            [N, C, h, w], channels last in memory.
 
         """
         if layers.is_floating_point():
             raise ValueError(f"a categorical encoder needs integer class ids, got {layers.dtype}")
-        num_images, num_layers, height, width = layers.shape
-        pixels = layers.permute(0, 2, 3, 1).reshape(-1, num_layers)  # [N*h*w, D+1]
-        occupied = pixels != self.free_class
-        pixel, plane = occupied.nonzero().unbind(1)  # [M], sorted by pixel
-        class_id = pixels[pixel, plane].long()  # [M]
-        if class_id.numel() and not bool(((class_id >= 0) & (class_id < self.num_classes)).all()):
+        table = self.plane_class_embedding.unflatten(0, (-1, self.num_classes))
+        try:
+            return plane_embedding(layers, table, self.free_class, dtype or table.dtype)
+        except ValueError as error:
             raise ValueError(
-                f"the MPI has class id {int(class_id.max())}, but the encoder knows 0..{self.num_classes - 1}; map "
-                f"the grid to the ControlNet's taxonomy first ({UNKNOWN}, unknown, counts as free)"
-            )
-        count = occupied.sum(1)  # [N*h*w]
-        bags = F.embedding_bag(
-            plane * self.num_classes + class_id,
-            self.plane_class_embedding.float(),
-            offsets=count.cumsum(0) - count,
-            mode="sum",
-        )
-        features = bags.to(self.plane_class_embedding.dtype).view(num_images, height, width, -1)
-        return features.permute(0, 3, 1, 2)
+                f"the MPI's {error}: map the grid to the ControlNet's taxonomy first ({UNKNOWN}, unknown, counts as "
+                "free)"
+            ) from None
 
     def embed_dense(self, layers: Tensor) -> Tensor:
         """Return what `embed_sparse` returns, as a matrix product with the one-hot MPI. Slow reference for tests."""

@@ -34,7 +34,10 @@ class NeighborLinks(NamedTuple):
 
     def to(self, device: torch.device | None) -> "NeighborLinks":
         """Return the same links with all tensors on `device` (None: where they are)."""
-        return NeighborLinks(*(None if table is None else table.to(device) for table in self))  # type: ignore[arg-type]
+        # To a GPU without waiting for it: an ordinary copy would hold the CPU until everything queued is done.
+        leaves = device is not None and torch.device(device).type == "cuda"
+        moved = (None if table is None else table.to(device, non_blocking=leaves) for table in self)
+        return NeighborLinks(*moved)  # type: ignore[arg-type]
 
 
 def view_links(neighbors: Tensor, batch: int, device: torch.device | None = None) -> NeighborLinks:

@@ -12,6 +12,8 @@ from syntheocc.models.ops.geglu import geglu
 from syntheocc.models.ops.geglu import reference as geglu_reference
 from syntheocc.models.ops.group_norm import group_norm
 from syntheocc.models.ops.group_norm import reference as group_norm_reference
+from syntheocc.models.ops.plane_embedding import plane_embedding
+from syntheocc.models.ops.plane_embedding import reference as plane_embedding_reference
 from syntheocc.models.ops.residual_add import reference as residual_reference
 from syntheocc.models.ops.residual_add import residual_add
 from syntheocc.models.ops.wide_copy import double_pixels, take
@@ -85,6 +87,24 @@ def test_geglu_and_residual_add(dtype, weight_dtype, tolerance):
     bias = torch.randn(320, device="cuda", dtype=weight_dtype)
     slow = lambda x, r, b: residual_reference.residual_add(x.float(), r.float(), b).to(dtype)  # noqa: E731
     assert_same(residual_add, slow, [x, residual, bias], tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype, _, tolerance", KINDS)
+@pytest.mark.parametrize("free", [0, 16])
+def test_plane_embedding(dtype, _, tolerance, free):
+    torch.manual_seed(0)
+    labels = torch.randint(0, 17, (2, 257, 14, 25), device="cuda", dtype=torch.uint8)
+    labels[torch.rand(labels.shape, device="cuda") < 0.97] = free
+    table = torch.randn(257, 17, 320, device="cuda")
+    assert_same(
+        lambda t: plane_embedding(labels, t, free, dtype),
+        lambda t: plane_embedding_reference.plane_embedding(labels, t, free, torch.float32).to(dtype),
+        [table],
+        tolerance,
+    )
+    labels[0, 3, 2, 1] = 200
+    assert plane_embedding(labels, table.requires_grad_(), free, dtype)[0, :, 2, 1].isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
