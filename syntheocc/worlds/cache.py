@@ -1,7 +1,8 @@
 """Frames of many scenes, held on one device: what small networks are trained and judged on.
 
-A frame costs an H200 a few milliseconds to render and label, a scene costs a CPU core one to two seconds to make: so
-scenes are made in other processes while the device works, and everything stays on the device once it is there.
+A scene costs a CPU core one to two seconds to make, and a frame an H200 a few milliseconds to render and label, but a
+process 25 to launch: so every worker process makes scenes and renders them, on one device together, and the frames
+stay on the device of the process that asked for them.
 
 Example:
     >>> cache = build_cache("train", range(2), frames_per_scene=2, image_size=(80, 48), workers=0)  # doctest: +SKIP
@@ -16,7 +17,7 @@ import multiprocessing
 import pickle
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -39,6 +40,9 @@ __all__ = ["CELL", "FrameCache", "build_cache", "frame_times", "iterate_scenes"]
 
 # Pixels of a cell along each edge: the factor between images and latents.
 CELL = 8
+# Frames rendered in one go: more would take the workers of a GPU tens of gigabytes together.
+AT_ONCE = 8
+_ON_CPU = ("intrinsics", "cam2ego")
 # The parts that a file keeps as JSON; the others are tensors.
 _LISTS = ("captions", "weathers", "lights", "scenes", "times", "camera_names")
 
@@ -101,6 +105,12 @@ class FrameCache:
         cameras = [Camera(intrinsics, cam2ego, height, width) for intrinsics, cam2ego in views]
         return CameraRig(dict(zip(self.camera_names, cameras, strict=True)))
 
+    def to(self, device: torch.device | str) -> "FrameCache":
+        """The cache with images and conditions on a device."""
+        names = (field.name for field in fields(self) if field.name not in _ON_CPU)
+        moved = {name: getattr(self, name).to(device) for name in names if isinstance(getattr(self, name), Tensor)}
+        return replace(self, **moved)
+
     def select(self, indices: Sequence[int]) -> "FrameCache":
         """Some of the frames, in the order given."""
         indices = list(indices)
@@ -141,9 +151,7 @@ class FrameCache:
         from safetensors.torch import load_file
 
         tensors = load_file(Path(folder) / "frames.safetensors")
-        on_cpu = ("intrinsics", "cam2ego")
-        moved = {name: tensor if name in on_cpu else tensor.to(device) for name, tensor in tensors.items()}
-        return cls(**moved, **json.loads((Path(folder) / "frames.json").read_text()))
+        return cls(**tensors, **json.loads((Path(folder) / "frames.json").read_text())).to(device)
 
 
 def build_cache(
@@ -177,7 +185,7 @@ def build_cache(
         image_size: width and height, multiples of 8.
         planes: of the MPIs.
         preset: the grids.
-        timings: filled with seconds spent in "wait" (for scenes), "render", "grids" and "mpi", and "total".
+        timings: filled with seconds: "scene", "render", "grids" and "mpi" summed over the processes, "total" passed.
 
     Raises:
         ValueError: no scene, no frame, or an image size that is no multiple of 8.
@@ -186,22 +194,25 @@ def build_cache(
         raise ValueError(f"a cache needs scenes and frames, got {len(scenes)} scenes of {frames_per_scene} frames")
     if image_size[0] % CELL or image_size[1] % CELL:
         raise ValueError(f"width and height must be multiples of {CELL}, got {image_size}")
-    device, began = torch.device(device), time.perf_counter()
-    clock = _Clock(device)
+    began = time.perf_counter()
+    job = _Job(
+        split, seed, frames_per_scene, str(torch.device(device)), with_spc4, with_geometry, image_size, planes, preset
+    )
     parts: list[FrameCache] = []
-    made = iterate_scenes(split, scenes, seed, image_size, workers)
+    spent: dict[str, float] = {}
+    made = _frames_of_scenes(job, scenes, workers)
     try:
-        for number, scene in made:
-            clock.lap("wait")
-            times = frame_times(seed, split, number, frames_per_scene, scene.key_times)
-            parts.append(_frames_of(scene, number, times, device, with_spc4, with_geometry, planes, preset, clock))
+        for frames, stages in made:
+            parts.append(frames.to(device))
+            for name, value in stages.items():
+                spent[name] = spent.get(name, 0.0) + value
             if seconds is not None and time.perf_counter() - began > seconds:
                 break
     finally:
         made.close()
     cache = _joined(parts)
     if timings is not None:
-        timings.update(clock.seconds, total=time.perf_counter() - began)
+        timings.update(spent, total=time.perf_counter() - began)
     return cache
 
 
@@ -212,6 +223,35 @@ def frame_times(seed: int, split: str, number: int, count: int, key_times: Seque
     return [start + float(share) * (end - start) for share in (np.arange(count) + draw.random(count)) / count]
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What is to be made of each scene."""
+
+    split: str
+    seed: int
+    frames_per_scene: int
+    device: str
+    with_spc4: bool
+    with_geometry: bool
+    image_size: tuple[int, int]
+    planes: PlaneSpec
+    preset: Preset
+
+
+def _frames_of_scenes(
+    job: _Job, scenes: Sequence[int], workers: int
+) -> Iterator[tuple["FrameCache", dict[str, float]]]:
+    """Frames and stage times of the scenes in the given order, made ahead of their use by other processes.
+
+    Close the iterator to stop early: scenes that nobody will take are then not begun.
+    """
+    if workers == 0:
+        for number in scenes:
+            yield _make_frames(job, number)
+        return
+    yield from _by_workers(_frames_bytes, ((job, number) for number in scenes), workers)
+
+
 def iterate_scenes(
     split: str, scenes: Sequence[int], seed: int = 0, image_size: tuple[int, int] = (400, 224), workers: int = 0
 ) -> Iterator[tuple[int, Any]]:
@@ -219,23 +259,23 @@ def iterate_scenes(
 
     Close the iterator to stop early: scenes that nobody will take are then not begun.
     """
-    tasks = ((number, (scene_seed(seed, split, number), split, image_size)) for number in scenes)
-    if workers == 0:
-        for number, task in tasks:
-            yield number, _make(*task)
-        return
+    tasks = [(scene_seed(seed, split, number), split, image_size) for number in scenes]
+    made = (_make(*task) for task in tasks) if workers == 0 else _by_workers(_scene_bytes, tasks, workers)
+    yield from zip(scenes, made, strict=True)
+
+
+def _by_workers(function: Callable[..., bytes], tasks: Iterable[tuple], workers: int) -> Iterator[Any]:
+    """What `function` pickled of each task, in order, made ahead of its use."""
     # Spawned, not forked: the parent has threads and perhaps a GPU.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_one_thread)
-    waiting: deque[tuple[int, Future]] = deque()
+    waiting: deque[Future] = deque()
     try:
-        for number, task in tasks:
-            waiting.append((number, pool.submit(_make_bytes, *task)))
-            if len(waiting) > 3 * workers:
-                done, future = waiting.popleft()
-                yield done, pickle.loads(future.result())
+        for task in tasks:
+            waiting.append(pool.submit(function, *task))
+            if len(waiting) > 2 * workers:
+                yield pickle.loads(waiting.popleft().result())
         while waiting:
-            done, future = waiting.popleft()
-            yield done, pickle.loads(future.result())
+            yield pickle.loads(waiting.popleft().result())
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -244,15 +284,32 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+# Pickled in the workers: tensors would otherwise travel as shared memory, of which containers have little.
+def _frames_bytes(job: _Job, number: int) -> bytes:
+    device = torch.device(job.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # Triton launches on the current device
+    frames, stages = _make_frames(job, number)
+    return pickle.dumps((frames.to("cpu"), stages), protocol=5)
+
+
+def _scene_bytes(seed: int, split: str, image_size: tuple[int, int]) -> bytes:
+    return pickle.dumps(_make(seed, split, image_size), protocol=5)
+
+
 def _make(seed: int, split: str, image_size: tuple[int, int]) -> Any:
     from syntheocc.worlds.scene import make_scene
 
     return make_scene(seed, split=split, image_size=image_size)
 
 
-def _make_bytes(seed: int, split: str, image_size: tuple[int, int]) -> bytes:
-    # Pickled here: tensors would otherwise travel as shared memory, of which containers have little.
-    return pickle.dumps(_make(seed, split, image_size))
+def _make_frames(job: _Job, number: int) -> tuple["FrameCache", dict[str, float]]:
+    clock = _Clock(torch.device(job.device))
+    scene = _make(scene_seed(job.seed, job.split, number), job.split, job.image_size)
+    clock.lap("scene")
+    times = frame_times(job.seed, job.split, number, job.frames_per_scene, scene.key_times)
+    parts = [times[i : i + AT_ONCE] for i in range(0, len(times), AT_ONCE)]
+    return _joined([_frames_of(scene, number, part, job, clock) for part in parts]), clock.seconds
 
 
 class _Clock:
@@ -269,35 +326,26 @@ class _Clock:
         self._last = now
 
 
-def _frames_of(
-    scene: Any,
-    number: int,
-    times: list[float],
-    device: torch.device,
-    with_spc4: bool,
-    with_geometry: bool,
-    planes: PlaneSpec,
-    preset: Preset,
-    clock: _Clock,
-) -> FrameCache:
+def _frames_of(scene: Any, number: int, times: list[float], job: _Job, clock: "_Clock") -> FrameCache:
     from syntheocc.worlds.camera_images import render_shots
 
+    device = torch.device(job.device)
     views = render_shots(scene, sweep_shots(scene, times), device)
     lead = (len(times), len(scene.rig))
     images = torch.stack([view.image for view in views]).movedim(-1, 1).contiguous().unflatten(0, lead)
     geometry: dict[str, Tensor] = {}
-    if with_geometry:
+    if job.with_geometry:
         table = world_table(SYNTHEOCC_TAXONOMY).to(device)
         geometry["semantics"] = table[torch.stack([view.labels for view in views]).int()].unflatten(0, lead)
         geometry["depth"] = torch.stack([view.depth for view in views]).half().unflatten(0, lead)
     clock.lap("render")
-    grids = exact_grids(scene, times, preset, device)
+    grids = exact_grids(scene, times, job.preset, device)
     clock.lap("grids")
     rigs = [rig_at(scene, t) for t in times]
     cells = (images.shape[-2] // CELL, images.shape[-1] // CELL)
-    labels, nearest, nearest_plane = _mpis(grids, rigs, cells, planes, 1)
-    if with_spc4:
-        geometry["mpi_labels_spc4"] = _mpis(grids, rigs, cells, planes, 4)[0]
+    labels, nearest, nearest_plane = _mpis(grids, rigs, cells, job.planes, 1)
+    if job.with_spc4:
+        geometry["mpi_labels_spc4"] = _mpis(grids, rigs, cells, job.planes, 4)[0]
     clock.lap("mpi")
     return FrameCache(
         images=images,

@@ -17,7 +17,7 @@ SIZE = (40, 24)
 def cache():
     timings = {}
     made = build_cache("train", [3], 2, image_size=SIZE, with_spc4=True, with_geometry=True, timings=timings)
-    assert set(timings) == {"wait", "render", "grids", "mpi", "total"}
+    assert set(timings) == {"scene", "render", "grids", "mpi", "total"}
     return made
 
 
