@@ -412,9 +412,10 @@ def one_training(
     ema.copy_to()
     drawer = Drawer(pipeline_of(step, shared), args.steps, args.guidance_scale, args.mpi_guidance_scale, args.batch)
     counts, features, first = examine(drawer, arm, exam, scorer)
-    save_file({"counts": torch.stack(counts), "features": torch.stack(features)}, folder / "scores.safetensors")
+    kept = {"counts": torch.stack(counts).int(), "features": torch.stack(features)}
+    save_file(kept, folder / "scores.safetensors")
     mpi = exam.mpi(0, samples_per_cell(arm))
-    write_strip(folder / "views.png", [mpi.palette_image().movedim(-1, 1), exam.images[0], *first])
+    write_strip(folder / "views.jpg", [mpi.palette_image().movedim(-1, 1), exam.images[0], *first])
     encoder = step.controlnet.controlnet_cond_embedding
     result = {
         "arm": arm,

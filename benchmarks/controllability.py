@@ -28,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
     both.add_argument(
         "--split", choices=("val", "test"), default="val", help="val = development, test = final figures"
     )
-    both.add_argument("--scenes", type=int, default=200, help="held-out scenes, one frame each")
+    both.add_argument("--judge_batch", type=int, default=96, help="images a step of a rank")
+    both.add_argument("--cache", type=Path, help="folder (of a RAM disk) that keeps training frames for another run")
+    both.add_argument("--scenes", type=int, help="held-out scenes, one frame each (default: 200; 64 for a sweep)")
     both.add_argument("--seed", type=int, default=0, help="of the world's held-out split, and of the judge")
     both.add_argument("--training_seed", type=int, default=0, help="of the world whose training scenes are used")
     both.add_argument("--render_seconds", type=float, default=40, help="time to make training frames")
@@ -51,6 +53,10 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--seconds", type=float, default=240, help="time budget")
     one.add_argument("--dose_scenes", type=int, default=100, help="scenes with changed conditions")
     one.add_argument("--edit_scenes", type=int, default=100, help="scenes with counterfactuals")
+    one = modes.add_parser("sweep", parents=[both], help="sampler settings, on development scenes")
+    one.add_argument("--seconds", type=float, default=200, help="time budget")
+    settings = "20,1,1 20,2,1 20,4,1 20,2,1.5 20,2,2 20,2,3 12,2,1 30,2,1"
+    one.add_argument("--settings", default=settings, help="steps,text guidance,MPI guidance; several with spaces")
     one = modes.add_parser("arms", parents=[both], help="the codes of the occupancy against one another")
     one.add_argument("--seconds", type=float, default=530, help="time budget")
     one.add_argument("--arms", default="", help="names with commas; default: all of docs/controllability.md")
@@ -65,16 +71,24 @@ def main(argv: list[str] | None = None) -> dict | None:
     if args.workers is None:
         world = int(os.environ.get("WORLD_SIZE", "1"))
         args.workers = max(1, (os.cpu_count() or 1) // world - 1)
+    if args.scenes is None:
+        args.scenes = 64 if args.mode == "sweep" else 200
     if args.smoke:
         args.model, args.image_size, args.scenes = "tiny", (64, 32), 2
         args.steps, args.batch, args.workers, args.resamples, args.train_batch = 2, 2, 0, 50, 2
+        args.judge_batch = 4
         args.dose_scenes = args.edit_scenes = 2
+        args.settings = "2,1,1 2,2,2"
         if args.mode == "arms":
             args.arms = args.arms or "rgb_depth,categorical_spc4"
     if args.mode == "evaluate":
         from follow import evaluate
 
         return evaluate(args)
+    if args.mode == "sweep":
+        from sweep import sweep
+
+        return sweep(args)
     from arms import compare
 
     return compare(args)

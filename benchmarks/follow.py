@@ -6,6 +6,7 @@ time budget end early and say on how many scenes they stand.
 
 import math
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from syntheocc.evaluation.judge_training import train_judge
 from syntheocc.evaluation.nearest import nearest_condition, nearest_image, thumbnails
 from syntheocc.evaluation.report import write_strip
 from syntheocc.evaluation.scores import confusion
-from syntheocc.evaluation.sensitivity import DOSES, motion_of, moved_rig
+from syntheocc.evaluation.sensitivity import DOSES, Dose, motion_of, moved_rig
 from syntheocc.worlds.cache import FrameCache, iterate_scenes
 
 PIXELS = ("covered", "all")
@@ -51,7 +52,9 @@ class Records:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def the_judge(args: Namespace, cache: FrameCache, ranks: Ranks, device: torch.device, say: Any) -> tuple[Judge, dict]:
+def the_judge(
+    args: Namespace, cache: FrameCache | None, ranks: Ranks, device: torch.device, say: Any
+) -> tuple[Judge, dict]:
     """The judge from a folder, or trained on this run's training frames by all ranks together and saved."""
     if args.judge and (Path(args.judge) / "model.safetensors").is_file():
         say(f"judge from {args.judge}")
@@ -65,14 +68,14 @@ def the_judge(args: Namespace, cache: FrameCache, ranks: Ranks, device: torch.de
         from torch.nn.parallel import DistributedDataParallel
 
         trained = DistributedDataParallel(judge, device_ids=[device.index] if device.type == "cuda" else None)
-    assert cache.semantics is not None
+    assert cache is not None and cache.semantics is not None
     steps = train_judge(
         trained,
         cache.images.flatten(0, 1),
         cache.semantics.flatten(0, 1),
         seconds=None if args.smoke else args.judge_seconds,
         max_steps=3 if args.smoke else None,
-        batch_size=4 if args.smoke else 96,
+        batch_size=args.judge_batch,
         seed=args.seed + ranks.rank,
         progress=lambda share: agreed(share, ranks, device),
         autocast=torch.bfloat16 if device.type == "cuda" else None,
@@ -84,7 +87,7 @@ def the_judge(args: Namespace, cache: FrameCache, ranks: Ranks, device: torch.de
         folder = Path(args.output) / "judge"
         judge.save_pretrained(folder)
         say(f"judge saved in {folder}")
-    facts = {"trained_here": True, "steps": steps, "images_a_step": (4 if args.smoke else 96) * ranks.world}
+    facts = {"trained_here": True, "steps": steps, "images_a_step": args.judge_batch * ranks.world}
     return judge, facts
 
 
@@ -155,7 +158,14 @@ def between_views(frames: list, shown: list[dict], records: Records) -> None:
 
 
 def dose_response(
-    frames: list, shown: list[dict], drawer: Drawer, scorer: Scorer, cells: tuple, records: Records, clock: Clock
+    frames: list,
+    shown: list[dict],
+    drawer: Drawer,
+    scorer: Scorer,
+    cells: tuple,
+    records: Records,
+    clock: Clock,
+    doses: Sequence[Dose] = DOSES,
 ) -> list[Tensor]:
     """Score the changed conditions of some frames; returns rows of pictures of the first frame, front views."""
     strips: dict[str, list[Tensor]] = {"condition": [], "generated": [], "photograph": []}
@@ -163,7 +173,7 @@ def dose_response(
         batch = frames[start : start + drawer.batch]
         if start and clock.left() < 0:
             break
-        for dose in DOSES:
+        for dose in doses:
             if dose.kind == "swap":
                 partners = [(start + i + 1) % len(frames) for i in range(len(batch))]
                 mpis = [shown[p]["mpi"] for p in partners]
@@ -247,7 +257,8 @@ def evaluate(args: Namespace) -> dict | None:
         # Doses take two thirds of what is left, edits the rest.
         chosen = math.ceil(args.dose_scenes / ranks.world)
         dosed = Clock(0.65 * max(clock.left() - 5, 0))
-        strip = dose_response(frames[:chosen], shown, drawer, scorer, cells, records, dosed)
+        doses = (DOSES[3], DOSES[-1]) if args.smoke else DOSES
+        strip = dose_response(frames[:chosen], shown, drawer, scorer, cells, records, dosed, doses)
         records.seconds["doses"] = clock.spent()
         chosen = math.ceil(args.edit_scenes / ranks.world)
         pictures = counterfactuals(frames[:chosen], shown, drawer, judge, cells, records, Clock(clock.left() - 5))
@@ -257,11 +268,11 @@ def evaluate(args: Namespace) -> dict | None:
             for i, one in enumerate(shown[:4]):
                 names = ("real", "vae", "generated", "no condition")
                 rows = [one["mpi"].palette_image().movedim(-1, 1), *(one[name] for name in names)]
-                write_strip(output / f"views-{records.scenes[i]:04d}.png", rows)
+                write_strip(output / f"views-{records.scenes[i]:04d}.jpg", rows)
             if strip:
-                write_strip(output / "doses.png", strip)
+                write_strip(output / "doses.jpg", strip)
             for name, rows in pictures.items():
-                write_strip(output / f"edit-{name}.png", rows)
+                write_strip(output / f"edit-{name}.jpg", rows)
     if not ranks.is_main:
         return None
     from follow_report import summarise

@@ -17,8 +17,14 @@ _MANY = 100_000
 
 def training_frames(args: Namespace, ranks: Ranks, device: torch.device, with_spc4: bool = False) -> FrameCache:
     """The rank's training frames, as many as `args.render_seconds` allow; a fixed few in a smoke run."""
-    last = ranks.rank + 2 * ranks.world if args.smoke else _MANY
-    return build_cache(
+    folder = args.cache and args.cache / f"train-{args.training_seed}-rank{ranks.rank}of{ranks.world}"
+    # FrameCache.save writes this file last.
+    if folder and (folder / "frames.json").is_file():
+        cache = FrameCache.load(folder, device)
+        if cache.mpi_labels_spc4 is not None or not with_spc4:
+            return cache
+    last = ranks.rank + 1 if args.smoke else _MANY
+    cache = build_cache(
         "train",
         range(ranks.rank, last, ranks.world),
         frames_per_scene=2 if args.smoke else args.frames_per_scene,
@@ -26,10 +32,13 @@ def training_frames(args: Namespace, ranks: Ranks, device: torch.device, with_sp
         device=device,
         workers=args.workers,
         seconds=None if args.smoke else args.render_seconds,
-        with_spc4=with_spc4,
+        with_spc4=with_spc4 or bool(folder),
         with_geometry=True,
         image_size=args.image_size,
     )
+    if folder:
+        cache.save(folder)
+    return cache
 
 
 @dataclass

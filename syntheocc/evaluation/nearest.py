@@ -29,7 +29,7 @@ def nearest_image(queries: Tensor, bank: Tensor, chunk: int = 256) -> tuple[Tens
     """
     distances, indices = [], []
     for part in queries.split(chunk):
-        # Exact differences among the first few: cdist's product form (and TF32) loses digits where images almost agree.
+        # Exact differences among the first few: cdist's product form (and TF32) loses digits where images agree.
         some = torch.cdist(part, bank).topk(min(8, len(bank)), largest=False).indices  # [n, 8]
         exact = (part[:, None] - bank[some]).square().mean(2).sqrt()
         distance, place = exact.min(1)

@@ -87,4 +87,5 @@ def write_strip(path: str | Path, rows: Sequence[Tensor]) -> None:
     """Write `strip(rows)` as a picture; the suffix picks the format."""
     from syntheocc.engine.files import atomic_write_image
 
-    atomic_write_image(path, strip(rows).numpy())
+    options = {"quality": 92} if Path(path).suffix.lower() in (".jpg", ".jpeg") else {}
+    atomic_write_image(path, strip(rows).numpy(), **options)

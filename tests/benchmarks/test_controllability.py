@@ -138,20 +138,26 @@ def test_a_car_is_put_on_free_road_and_the_largest_vehicle_is_found():
 
 
 @pytest.mark.slow
-def test_both_modes_run_at_a_tiny_size(tmp_path):
+def test_all_modes_run_at_a_tiny_size(tmp_path):
     """Random weights in, reports with every table out; a second run of the arms redoes nothing."""
     import controllability
 
-    report = controllability.main(["evaluate", "--smoke", "--device", "cpu", "--output", str(tmp_path / "one")])
+    tiny = ["--smoke", "--device", "cpu", "--cache", str(tmp_path / "cache")]
+    report = controllability.main(["evaluate", *tiny, "--output", str(tmp_path / "one")])
     written = json.loads((tmp_path / "one" / "report.json").read_text())
     assert written["scenes"] == 2 and written == report
     assert set(written["scores"]) == {"covered", "all"}
-    assert len(written["doses"]["table"]) == 8 and set(written["kernel_distance"]) == {"vae", "generated"}
+    assert set(written["doses"]["table"]) == {"shift 4 m", "other scene"} and set(written["kernel_distance"]) == {
+        "vae",
+        "generated",
+    }
     assert (tmp_path / "one" / "judge" / "model.safetensors").is_file()
     assert "headline" in (tmp_path / "one" / "report.md").read_text()
 
     judge = str(tmp_path / "one" / "judge")
-    command = ["arms", "--smoke", "--device", "cpu", "--judge", judge, "--output", str(tmp_path / "two")]
+    swept = controllability.main(["sweep", *tiny, "--judge", judge, "--output", str(tmp_path / "sweep")])
+    assert [entry["mpi_guidance_scale"] for entry in swept["settings"]] == [1.0, 2.0]
+    command = ["arms", *tiny, "--judge", judge, "--output", str(tmp_path / "two")]
     first = controllability.main(command)
     assert set(first["rows"]) == {"real", "vae", "rgb_depth (0)", "categorical_spc4 (0)"}
     result = tmp_path / "two" / "rgb_depth-seed0" / "result.json"
