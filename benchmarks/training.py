@@ -11,8 +11,8 @@ Variants:
 
 * plain: as one writes it with diffusers: autocast, frozen weights in half precision, NCHW, foreach AdamW, the text
   encoded at every step;
-* fast: `prepare_for_training`; fast+checkpoint: with gradient checkpointing; fast+autotune: cuDNN measures its
-  algorithms;
+* fast: `prepare_for_training`; fast+checkpoint: with gradient checkpointing; fast+checkpoint-transformers: of the
+  transformer blocks only; fast+autotune: cuDNN measures its algorithms;
 * blocks: the transformer blocks compiled; whole: both networks compiled. Compiling takes minutes.
 
 What has to be done (FlopCounterMode, TFLOP): VAE encoder 9.3, ControlNet 2.4, UNet 10.2, backward 18.9 (gradients of
@@ -61,7 +61,7 @@ from syntheocc.training.dropout import ConditionDropout
 from syntheocc.training.step import SyntheOccStep
 from syntheocc.worlds.street import example_street
 
-VARIANTS = ("plain", "fast", "fast+checkpoint", "fast+autotune", "blocks")
+VARIANTS = ("plain", "fast", "fast+checkpoint", "fast+checkpoint-transformers", "fast+autotune", "blocks")
 TARGET_SECONDS, TARGET_PEAK_GB, TARGET_CHECKPOINT_GB = 0.16, 20.0, 14.0
 TARGET_RENDER_SHARE, TARGET_SCALING = 0.01, 0.95
 PROMPT = "show a photorealistic street view image"
@@ -115,7 +115,7 @@ def make_step(args: argparse.Namespace, device: torch.device, variant: str) -> t
         prepare_for_training(
             step,
             dtype,
-            gradient_checkpointing="checkpoint" in variant,
+            gradient_checkpointing="transformers" if "transformers" in variant else "checkpoint" in variant,
             compile=variant if variant in ("blocks", "whole") else "no",
         )
     step.train()
@@ -410,7 +410,7 @@ def print_row(row: dict[str, Any]) -> None:
 
 def print_report(report: dict[str, Any]) -> None:
     print(f"\n{report['chip']}, torch {report['torch']}, {report['settings']}")
-    print(f"{'':18}{'step':>9}{'best':>9}{'peak':>9}{'reserved':>10}{'TFLOP/s':>9}{'first':>8}"
+    print(f"{'':30}{'step':>9}{'best':>9}{'peak':>9}{'reserved':>10}{'TFLOP/s':>9}{'first':>8}"
           + "".join(f"{name:>11}" for name in PHASES) + f"{'render*':>9}{'loss':>9}{'gradient':>9}")  # fmt: skip
     for row in report["rows"]:
         if "scaling" in row:
@@ -418,7 +418,7 @@ def print_report(report: dict[str, Any]) -> None:
         flops = row.get("tflop", {}).get("total", float("nan"))
         gradient = max(row.get("gradient_differences", {"": float("nan")}).values())
         print(
-            f"{row['variant']:18}{row['step_s']:8.4f}s{row['best_s']:8.4f}s{row['peak_gb']:7.2f}GB"
+            f"{row['variant']:30}{row['step_s']:8.4f}s{row['best_s']:8.4f}s{row['peak_gb']:7.2f}GB"
             f"{row['reserved_gb']:8.2f}GB{flops / row['step_s']:9.0f}{row['first_step_s']:7.1f}s"
             + "".join(f"{row['phases_ms'][name]:9.2f}ms" for name in PHASES)
             + f"{row['render_alone_ms']:7.2f}ms{row.get('loss_difference', float('nan')):9.1e}{gradient:9.1e}"
@@ -426,7 +426,7 @@ def print_report(report: dict[str, Any]) -> None:
     for row in report["rows"]:
         if "scaling" in row:
             print(
-                f"{row['variant']:18}{row['step_s']:8.4f}s, alone {row['alone_s']:.4f}s: {100 * row['scaling']:.1f} % "
+                f"{row['variant']:30}{row['step_s']:8.4f}s, alone {row['alone_s']:.4f}s: {100 * row['scaling']:.1f} % "
                 f"of the GPUs' throughput (target {100 * TARGET_SCALING:.0f}), peak {row['peak_gb']:.2f} GB"
             )
             continue

@@ -76,6 +76,18 @@ class DispatchAttnProcessor(AttnProcessor2_0):
         return attn.to_out[1](attn.to_out[0](mixed.flatten(2)))
 
 
+def attend(attention: Attention, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    """``attention(hidden_states, **kwargs)`` without asking which arguments its processor takes.
+
+    diffusers inspects the processor's signature at every call, which takes the CPU longer than the launches do.
+    """
+    hooked = attention._forward_hooks or attention._forward_pre_hooks or "forward" in vars(attention)
+    plain = type(attention) is Attention and type(attention.processor) is DispatchAttnProcessor and not hooked
+    if not plain or kwargs.keys() - {"encoder_hidden_states", "attention_mask"}:
+        return attention(hidden_states, **kwargs)
+    return attention.processor(attention, hidden_states, **kwargs)
+
+
 class NeighborAttention(nn.Module):
     """Attention of every batch element to its neighbours: one softmax per neighbour, the results summed ("add").
 
@@ -209,7 +221,8 @@ class MultiviewTransformerBlock(BasicTransformerBlock):
             neighbors = view_links(neighbors, hidden_states.shape[0], hidden_states.device)
 
         hidden_states, normed = self.add_norm(hidden_states, None, self.norm1)
-        change = self.attn1(
+        change = attend(
+            self.attn1,
             normed,
             encoder_hidden_states=encoder_hidden_states if self.only_cross_attention else None,
             attention_mask=attention_mask,
@@ -217,7 +230,8 @@ class MultiviewTransformerBlock(BasicTransformerBlock):
         )
         if self.attn2 is not None:
             hidden_states, normed = self.add_norm(change, hidden_states, self.norm2)
-            change = self.attn2(
+            change = attend(
+                self.attn2,
                 normed,
                 encoder_hidden_states=encoder_hidden_states,
                 attention_mask=encoder_attention_mask,

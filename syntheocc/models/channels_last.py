@@ -16,7 +16,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from syntheocc.models.attention import MultiviewTransformerBlock
+from syntheocc.models.attention import MultiviewTransformerBlock, attend
 from syntheocc.models.master_weights import MasterConv2d, MasterLayerNorm, cast_weight
 from syntheocc.models.ops.add_layer_norm import add_layer_norm
 from syntheocc.models.ops.dispatch import use_triton, use_triton_autograd
@@ -156,10 +156,14 @@ class FusedTransformerBlock(BasicTransformerBlock):
         kwargs = cross_attention_kwargs or {}
         hidden_states, normed = _add_norm(hidden_states, None, self.norm1)
         context = encoder_hidden_states if self.only_cross_attention else None
-        change = self.attn1(normed, encoder_hidden_states=context, attention_mask=attention_mask, **kwargs)
+        change = attend(self.attn1, normed, encoder_hidden_states=context, attention_mask=attention_mask, **kwargs)
         hidden_states, normed = _add_norm(change, hidden_states, self.norm2)
-        change = self.attn2(
-            normed, encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask, **kwargs
+        change = attend(
+            self.attn2,
+            normed,
+            encoder_hidden_states=encoder_hidden_states,
+            attention_mask=encoder_attention_mask,
+            **kwargs,
         )
         hidden_states, normed = _add_norm(change, hidden_states, self.norm3)
         return hidden_states + self.ff(normed)

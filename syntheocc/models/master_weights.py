@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 class _Cast(torch.autograd.Function):
-    """A cast whose gradient has the weight's memory layout, as fused optimizers and DDP's buckets want it."""
+    """A cast whose gradient has the weight's strides, as fused optimizers want it."""
 
     @staticmethod
     def forward(ctx, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -29,7 +29,9 @@ def cast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """`weight` in `dtype`, with gradients; itself where it has it."""
     if weight.dtype == dtype:
         return weight
-    return weight.to(dtype) if torch.compiler.is_compiling() else _Cast.apply(weight, dtype)
+    # Autograd sees to the layout of a gradient except where a size is 1, and a plain cast costs the CPU much less.
+    is_pointwise = weight.ndim == 4 and weight.shape[-1] == 1
+    return _Cast.apply(weight, dtype) if is_pointwise and not torch.compiler.is_compiling() else weight.to(dtype)
 
 
 def _cast_bias(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:

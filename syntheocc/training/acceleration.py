@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from syntheocc.models.attention import NEW_LAYERS_VIDEO
@@ -63,7 +64,7 @@ def prepare_for_training(
     dtype: torch.dtype = torch.bfloat16,
     *,
     channels_last: bool = True,
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: bool | Literal["transformers"] = False,
     compile: Compiled = "no",
     **compile_options: Any,
 ) -> SyntheOccStep:
@@ -77,7 +78,8 @@ def prepare_for_training(
         step: the step.
         dtype: bfloat16 or float16; float32 leaves the numbers as they are.
         channels_last: memory format and fused modules of the inference's fast path. On a CPU it gains little.
-        gradient_checkpointing: compute every block's activations again in the backward.
+        gradient_checkpointing: compute every block's activations again in the backward; "transformers": only those
+            of the transformer blocks, which keep most and of which the attention is what costs time.
         compile: "blocks": `torch.compile` of the transformer blocks (a minute); "whole": of both networks (minutes).
         **compile_options: for `torch.compile`.
 
@@ -99,6 +101,10 @@ def prepare_for_training(
         to_master_weights(network)
         if gradient_checkpointing:
             network.enable_gradient_checkpointing()
+        if gradient_checkpointing == "transformers":
+            for module in network.modules():
+                if hasattr(module, "gradient_checkpointing") and not isinstance(module, Transformer2DModel):
+                    module.gradient_checkpointing = False
     step.compute_dtype = dtype
     if compile != "no":
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)

@@ -112,7 +112,9 @@ def test_plane_embedding(dtype, _, tolerance, free):
 def test_copies_in_words_have_torchs_gradients(dtype, channels):
     torch.manual_seed(0)
     x = torch.randn(2, channels, 3, 5).to(dtype).to(memory_format=LAST)
-    assert_same(double_pixels, lambda x: F.interpolate(x, scale_factor=2.0, mode="nearest"), [x], 1e-3)
+    one = torch.randn(2, 1, 1, channels).to(dtype).expand(2, 1, 1, channels).permute(0, 3, 1, 2)
+    for pixels in (x, one):
+        assert_same(double_pixels, lambda x: F.interpolate(x, scale_factor=2.0, mode="nearest"), [pixels], 1e-3)
     tokens, index = torch.randn(3, 4, channels).to(dtype), torch.tensor([2, 0, 2, 2])
     assert_same(lambda x: take(x, index), lambda x: x.index_select(0, index), [tokens], 1e-3)
     index, inverse = torch.tensor([2, 0, 1]), torch.tensor([1, 2, 0])
@@ -123,12 +125,13 @@ class Layers(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(4, 8, 3, padding=1, stride=2)
+        self.point = nn.Conv2d(8, 8, 1)
         self.group = nn.GroupNorm(2, 8)
         self.linear = nn.Linear(8, 6, bias=False)
         self.layer = nn.LayerNorm(6)
 
     def forward(self, x):
-        return self.layer(self.linear(self.group(self.conv(x)).permute(0, 2, 3, 1)))
+        return self.layer(self.linear(self.group(self.point(self.conv(x))).permute(0, 2, 3, 1)))
 
 
 def test_masters_are_cast_on_the_way_in():

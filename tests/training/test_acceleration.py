@@ -39,7 +39,10 @@ def test_what_is_trained(make_step):
         trainable_parameters(step, "everything")
 
 
-@pytest.mark.parametrize("options", [{}, {"channels_last": False}, {"gradient_checkpointing": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"channels_last": False}, {"gradient_checkpointing": True}, {"gradient_checkpointing": "transformers"}],
+)
 @pytest.mark.parametrize("which", ["crossview+controlnet", "all"])
 def test_in_float32_the_layout_changes_nothing(make_step, make_batch, which, options):
     plain, fast = make_step(), make_step()

@@ -56,7 +56,8 @@ class _DoublePixels(torch.autograd.Function):
     def forward(ctx, x: Tensor) -> Tensor:
         pixels = x.permute(0, 2, 3, 1)
         n, height, width, _ = pixels.shape
-        words = pixels.view(torch.int64)[:, :, None, :, None]
+        # Flat first: a dimension of one pixel may have any stride.
+        words = pixels.flatten().view(torch.int64).view(n, height, 1, width, 1, -1)
         doubled = words.expand(-1, -1, 2, -1, 2, -1).reshape(n, 2 * height, 2 * width, -1)
         return doubled.view(x.dtype).permute(0, 3, 1, 2)
 
