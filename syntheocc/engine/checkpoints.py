@@ -118,14 +118,17 @@ class CheckpointFolder:
                 self._discard(entry, hidden[1])
 
     def publish(self, write: Callable[[Path], None]) -> None:
-        """Let `write` fill a folder and move what it made, entry by entry, into `root`, replacing older entries."""
+        """Let `write` fill a folder and move what it made, entry by entry, into `root`, replacing older entries.
+
+        Folders come first and files last, so that an index (`model_index.json`) appears when what it lists is there.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
         temporary = self._hidden("published", "tmp")
         temporary.mkdir()
         try:
             write(temporary)
             _flush_tree(temporary)
-            for entry in sorted(temporary.iterdir()):
+            for entry in sorted(temporary.iterdir(), key=lambda entry: (entry.is_file(), entry.name)):
                 self._publish(entry, self.root / entry.name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

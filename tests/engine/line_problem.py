@@ -70,7 +70,7 @@ class Line(nn.Module):
         if config.slow_seconds:
             time.sleep(config.slow_seconds)
         noise = [torch.randn(2, generator=sample_generator(config.seed, step, position)) for position in positions]
-        x = batch["x"] + 0.01 * torch.stack(noise) + 0 * self.frozen(batch["x"])
+        x = batch["x"] + 0.01 * torch.stack(noise).to(batch["x"].device) + 0 * self.frozen(batch["x"])
         error = self.second(self.dropout(self.first(x).relu())) - batch["y"]
         return {"loss": error.square().mean(), "error": error.mean()}
 
@@ -88,7 +88,7 @@ def train(config, points=None, module=None, order=None, **options):
         save_model=lambda folder: save_file(trainable_state(module), folder / "model.safetensors"),
         **options,
     )
-    return result, module
+    return result, module.cpu()
 
 
 def main(argv, environ=None):

@@ -22,7 +22,8 @@ from syntheocc.engine.trackers import read_log
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("line_problem.py")
 SETTINGS = {"max_train_steps": 10, "global_batch_size": 4, "learning_rate": 0.05, "use_ema": True}
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+# On the CPU everywhere: a machine may have fewer GPUs than a test has ranks.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
 
 
 def flags(folder, **settings):
@@ -49,6 +50,7 @@ def start():
     """Starts the program in a process forked from one that has imported everything: 0.1 s instead of six."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{PROGRAM.parent}")
+        patch.setenv("ACCELERATE_USE_CPU", "true")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["line_problem", "accelerate", "torch._dynamo", "tqdm", "safetensors.torch"])
 
@@ -94,7 +96,7 @@ def test_accelerate_launch_makes_two_processes(tmp_path):
         [*launch, port, str(PROGRAM), *flags(tmp_path)],
         capture_output=True,
         text=True,
-        env=ENVIRONMENT | {"ACCELERATE_USE_CPU": "true"},
+        env=ENVIRONMENT,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     worlds = [json.loads((tmp_path / f"outcome-{rank}.json").read_text())["world"] for rank in range(2)]
