@@ -14,7 +14,7 @@ from typing import Any
 import held_out
 import torch
 from condition_coding import ARMS, CodedEncoder, samples_per_cell
-from diffusers import DDPMScheduler, UNet2DConditionModel, UniPCMultistepScheduler
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from drawing import Drawer, load_pipeline
 from follow import Scorer, the_judge
 from processes import Clock, agreed, device_of, group, of_all_ranks
@@ -117,8 +117,11 @@ def networks(arm: str, seed: int, shared: SyntheOccPipeline, smoke: bool) -> tup
 def make_step(arm: str, seed: int, shared: SyntheOccPipeline, args: Namespace, steps: int, device: Any) -> ArmStep:
     """A training step that trains all of UNet and ControlNet from scratch."""
     unet, controlnet = networks(arm, seed, shared, args.smoke)
+    schedule = shared.scheduler.config
+    names = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type")
     noise = DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction"
+        **{name: schedule[name] for name in names},
+        rescale_betas_zero_snr=schedule.get("rescale_betas_zero_snr", False),
     )
     tokenizer = shared.tokenizer
     empty = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
@@ -187,21 +190,14 @@ def train(step: ArmStep, arm: str, lessons: Lessons, args: Namespace, stop: int,
 
 
 def pipeline_of(step: ArmStep, shared: SyntheOccPipeline) -> SyntheOccPipeline:
-    """The arm's networks with the shared VAE and text encoder."""
-    scheduler = UniPCMultistepScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        steps_offset=1,
-    )
+    """The arm's networks with the shared VAE, text encoder and sampler."""
     pipe = SyntheOccPipeline(
         vae=shared.vae,
         text_encoder=shared.text_encoder,
         tokenizer=shared.tokenizer,
         unet=step.unet.eval(),
         controlnet=step.controlnet.eval(),
-        scheduler=scheduler,
+        scheduler=type(shared.scheduler).from_config(shared.scheduler.config),
     )
     pipe.set_progress_bar_config(disable=True)
     pipe.decode_batch_size = shared.decode_batch_size
