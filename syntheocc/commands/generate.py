@@ -14,6 +14,7 @@ from syntheocc.commands.mpi import mpi_settings, mpi_stems
 from syntheocc.commands.published import TrainingOnlyFlags, ignored_flags
 from syntheocc.commands.samples import OccupancyKind, SampleConfig
 from syntheocc.engine.flags import flag
+from syntheocc.training.captions import Captions
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 # What a sample's pictures depend on; a folder holds samples of one such set only.
 _SETTINGS = (
     "pretrained_model_name_or_path model_path_infer revision variant mixed_precision occ_kind occ_path mtp_path "
-    "prompt use_captions negative_prompt seed height width num_inference_steps cfg_scale mpi_guidance_scale "
-    "controlnet_conditioning_scale"
+    "prompt use_captions caption_path negative_prompt seed height width num_inference_steps cfg_scale "
+    "mpi_guidance_scale controlnet_conditioning_scale"
 ).split()
 
 
@@ -59,6 +60,7 @@ class GenerateConfig(SampleConfig):
     )
     prompt: str = flag("show a photorealistic street view image", "text for all views")
     use_captions: bool = flag(False, "use a sample's own caption where the data has one")
+    caption_path: Path | None = flag(None, "JSON file of captions by sample token or picture name")
     negative_prompt: str | None = flag(None, "what to steer away from")
     cfg_scale: float = flag(7.5, "guidance by the text; 1 is none")
     mpi_guidance_scale: float = flag(1.0, "guidance by the occupancy; 1 costs nothing extra")
@@ -109,13 +111,14 @@ def run(config: GenerateConfig) -> int:
     config.check_labels(config.occ_kind)
     if config.occ_kind == "mpi":
         _mpi_folder(config)
+    captions = Captions.from_file(config.prompt, config.use_captions, config.caption_path)
     outputs = OutputFolder(config.save_img_path)
     settings = config.settings()
     settings_file = outputs.root / "settings.json"
     check_settings(settings_file, settings, "give another --save_img_path, or remove the folder")
     # with nothing left to make, no model is loaded
     unfinished = any(not outputs.is_done(frame) for frame in ranks.share(frames))
-    maker = _SampleMaker(config, load_pipeline(config, ranks), outputs) if unfinished else None
+    maker = _SampleMaker(config, load_pipeline(config, ranks), outputs, captions) if unfinished else None
     with ranks.group():
         tally = run_samples(
             frames, outputs.is_done, maker, ranks, "street views", (settings_file, settings), unreadable
@@ -190,10 +193,10 @@ def load_pipeline(config: GenerateConfig, ranks: "Ranks") -> "SyntheOccPipeline"
 class _SampleMaker:
     """Makes one sample: reads its inputs, generates, writes; a ValueError leaves it undone."""
 
-    def __init__(self, config: GenerateConfig, pipe: "SyntheOccPipeline", outputs: "OutputFolder"):
+    def __init__(self, config: GenerateConfig, pipe: "SyntheOccPipeline", outputs: "OutputFolder", captions: Captions):
         from syntheocc.pipelines.sources import condition_spec
 
-        self.config, self.pipe, self.outputs = config, pipe, outputs
+        self.config, self.pipe, self.outputs, self.captions = config, pipe, outputs, captions
         self.spec = condition_spec(pipe.controlnet)
         if config.occ_kind == "mpi":
             _check_mpi_files(config, self.spec, pipe.vae_scale_factor)
@@ -209,10 +212,11 @@ class _SampleMaker:
             self.outputs.view_path(frame, camera)
         photos = read_photos(frame) if config.real_row else []
         condition, labels = self._read_condition(frame)
-        prompt = frame.caption if config.use_captions and frame.caption else config.prompt
+        texts = self.captions.of(frame)
+        prompt = texts[0] if len(set(texts)) == 1 else texts
         seed = sample_seed(config.seed, frame.token)
         output = self.pipe(
-            prompt,
+            [texts],
             **condition,
             cameras=frame.cameras,
             height=config.height,

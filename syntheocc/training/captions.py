@@ -10,10 +10,12 @@ A captions file is JSON, by sample token or by picture name (the more particular
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from syntheocc.engine.files import read_json
-from syntheocc.occupancy.data.frames import Frame
+
+if TYPE_CHECKING:
+    from syntheocc.occupancy.data.frames import Frame
 
 __all__ = ["Captions"]
 
@@ -50,7 +52,7 @@ class Captions:
                 raise ValueError(f"{path}: the caption of {name} is {entry!r}; give a text, or texts by camera")
         return cls(prompt, use_captions, written)
 
-    def of(self, frame: Frame) -> list[str]:
+    def of(self, frame: "Frame") -> list[str]:
         """The text of every view, in view order."""
         own = frame.caption if self.use_captions and frame.caption else self.prompt
         entry = self.written.get(frame.token, own)

@@ -154,6 +154,19 @@ def test_the_environment_contract_names_the_folders():
     assert parse_flags(InferConfig, [], environ | {"OUTPUT_DIR": "out"}).model_path_infer == "out"
 
 
+def test_captions_of_a_file_are_what_is_drawn(tiny_dataset, tiny_model, tmp_path):
+    """One text for a sample, texts by camera for another, the prompt for the third."""
+    written = tmp_path / "captions.json"
+    written.write_text('{"token0": "rain", "token1": {"CAM_BACK": "a bus"}}')
+    job = config(tiny_dataset, tiny_model, tmp_path / "out", caption_path=written, prompt="a street")
+    assert run(job) == 0
+    prompts = [sample["prompt"] for sample in read_json(tmp_path / "out" / "manifest.json")["samples"]]
+    assert prompts == ["rain", ["a street"] * 4 + ["a bus", "a street"], "a street"]
+    written.write_text("[]")
+    with pytest.raises(ValueError, match="captions.json"):
+        run(job)
+
+
 def test_bad_settings_end_before_work(tiny_dataset, tiny_model, tmp_path, capsys):
     def refused(**more):
         assert exit_status(run, config(tiny_dataset, tiny_model, tmp_path / "out", **more)) == 2
