@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bank import Bank
 from diffusers import DDPMScheduler
 from parallel import Progress, Team, set_learning_rate, warm_cosine
 from safetensors.torch import load_file, save_file
@@ -26,8 +27,9 @@ from syntheocc.training.acceleration import prepare_for_training, trainable_para
 from syntheocc.training.batch import TrainingBatch
 from syntheocc.training.dropout import ConditionDropout
 from syntheocc.training.step import SyntheOccStep
-from syntheocc.worlds.cache import FrameCache
 
+# Share of the samples whose condition gets holes: labels that were measured have them, the world's own do not.
+THINNED = 0.1
 NETWORKS = ("unet", "controlnet", "text_encoder")
 
 
@@ -54,42 +56,55 @@ def make_step(
 
 
 class Samples:
-    """Training batches from a cache: everything on the device but the token ids.
+    """Training batches from a bank: everything on the device but the token ids.
 
     Args:
-        cache: frames.
-        latents: float16 [N, V, C, h, w].
+        bank: frames.
         input_ids: int64 [N, variants, L].
         seed: of the draws; another one for every rank.
     """
 
-    def __init__(self, cache: FrameCache, latents: Tensor, input_ids: Tensor, seed: int):
-        self.cache, self.latents, self.input_ids = cache, latents, input_ids
-        self.neighbors = cache.neighbors
+    def __init__(self, bank: Bank, input_ids: Tensor, seed: int):
+        self.bank, self.input_ids = bank, input_ids
         self.random = torch.Generator().manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.long)
 
     def batch(self, count: int) -> TrainingBatch:
         """`count` frames, every frame once before any comes again."""
         while len(self._order) < count:
-            self._order = torch.cat([self._order, torch.randperm(len(self.cache), generator=self.random)])
+            self._order = torch.cat([self._order, torch.randperm(len(self.bank), generator=self.random)])
         rows, self._order = self._order[:count], self._order[count:]
         variant = torch.randint(self.input_ids.shape[1], (count,), generator=self.random)
-        here = rows.to(self.latents.device)
+        here = rows.to(self.bank.latents.device, non_blocking=True)
+        labels, nearest, plane = (
+            bank[here] for bank in (self.bank.mpi_labels, self.bank.nearest, self.bank.nearest_plane)
+        )
+        thinned = (torch.rand(count, generator=self.random) < THINNED).nonzero()[:, 0].tolist()
+        for i in thinned:
+            labels[i], nearest[i], plane[i] = self._thin(labels[i])
         return TrainingBatch(
             input_ids=self.input_ids[rows, variant][:, None],
-            neighbors=self.neighbors,
-            latents=self.latents[here],
-            mpi_labels=self.cache.mpi_labels[here],
-            nearest=self.cache.nearest[here],
-            nearest_plane=self.cache.nearest_plane[here],
+            neighbors=self.bank.neighbors,
+            latents=self.bank.latents[here],
+            mpi_labels=labels,
+            nearest=nearest,
+            nearest_plane=plane,
         )
+
+    def _thin(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """An MPI [V, D, h, w] with holes and perhaps a shorter reach: labels, nearest class and nearest plane."""
+        share, reach = torch.rand(2, generator=self.random).tolist()
+        kept = torch.rand(labels.shape, device=labels.device) >= 0.6 * share
+        if reach < 0.5:
+            kept[:, int(labels.shape[1] * (0.6 + 0.4 * reach)) :] = False
+        labels = labels * kept
+        first = (labels != 0).to(torch.uint8).argmax(1, keepdim=True)
+        return labels, labels.gather(1, first)[:, 0], first[:, 0].to(torch.uint8)
 
 
 def train_diffusion(
     team: Team,
-    cache: FrameCache,
-    latents: Tensor,
+    bank: Bank,
     tokenizer: Any,
     seconds: float,
     *,
@@ -108,8 +123,7 @@ def train_diffusion(
 
     Args:
         team: who trains together.
-        cache: this rank's frames.
-        latents: their latents, float16 [N, V, C, h, w], mean 0 and deviation 1.
+        bank: this rank's frames; their latents have mean 0 and deviation 1.
         tokenizer: the small model's own.
         seconds: time to train.
         size: of `tiny_components`.
@@ -123,7 +137,7 @@ def train_diffusion(
         resume: folder of checkpoints whose newest is continued.
         seed: of weights, batches and noise.
     """
-    components = tiny_components(seed, size, latent_channels=latents.shape[2], tokenizer=tokenizer)
+    components = tiny_components(seed, size, latent_channels=bank.latents.shape[2], tokenizer=tokenizer)
     step = make_step(components, seed, max_train_steps=max_steps or max(100, int(seconds * 10)))
     step.to(team.device)
     parameters = trainable_parameters(step, "all", text_encoder=True)
@@ -137,8 +151,8 @@ def train_diffusion(
     ema = EMA(parameters, ema_decay)
     if resume is not None:
         _restore(saved, parameters, optimizer, ema)
-    ids = token_table(tokenizer, cache.captions, cache.weathers, cache.lights, seed=seed)
-    samples = Samples(cache, latents, ids, seed * 1000 + first * 17 + team.rank)
+    ids = token_table(tokenizer, bank.frames, seed=seed)
+    samples = Samples(bank, ids, seed * 1000 + first * 17 + team.rank)
     positions = list(range(team.rank * batch_size, (team.rank + 1) * batch_size))
     said = saved_at = began = time.perf_counter()
     errors: list[Tensor] = []
@@ -161,9 +175,8 @@ def train_diffusion(
             mean = float(torch.stack(errors).mean())
             errors.clear()
             said = now
-            team.log(
-                f"diffusion step {first + done} ({share:.0%}) mse {mean:.4f}, {(done + 1) / (now - began):.1f} steps/s"
-            )
+            speed = f"{(done + 1) / (now - began):.1f} steps/s"
+            team.log(f"diffusion step {first + done} ({share:.0%}) mse {mean:.4f}, {speed}")
             if mean != mean:
                 raise ValueError(f"the loss is {mean} at step {first + done}")
         if folder is not None and team.is_main and now - saved_at > 60:
@@ -173,7 +186,7 @@ def train_diffusion(
     team.log(f"diffusion: {count} steps of {batch_size * team.world} samples in {time.perf_counter() - began:.0f} s")
     if folder is not None and team.is_main:
         _write(folder, first + count, parameters, optimizer, ema)
-    return averaged(ema.averages, tokenizer, latents.shape[2], size)
+    return averaged(ema.averages, tokenizer, bank.latents.shape[2], size)
 
 
 def _lay_out(step: SyntheOccStep, layout: str, device: torch.device):

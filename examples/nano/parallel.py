@@ -17,7 +17,7 @@ from syntheocc.engine.ranks import Ranks
 
 
 class Team:
-    """This process among those of the job: its rank, its device, and what they do together."""
+    """One process among those of a job: its rank, its device, and what they do together."""
 
     def __init__(self, device: str | None = None):
         self.ranks = Ranks.from_environment()
@@ -31,7 +31,7 @@ class Team:
 
     @property
     def rank(self) -> int:
-        """This process's number."""
+        """Number of the process."""
         return self.ranks.rank
 
     @property

@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 
 import torch
+from bank import Bank
 from diffusion import train_diffusion
 from parallel import Team, workers_for
 from pictures import real_row, sheet
@@ -49,7 +50,8 @@ def main() -> None:
     timings: dict[str, float] = {}
     settings = {"device": team.device, "workers": workers, "image_size": image_size}
     cache = build_cache("train", range(6000), 16, seconds=args.render_seconds, timings=timings, **settings)
-    held_out = build_cache("val", range(1 if args.smoke else 12), 1, **settings)
+    settings["workers"] = 0
+    held_out = build_cache("val", range(1 if args.smoke else 8), 1, **settings)
     report["cache"] = timings | {"frames": len(cache), "frames_per_second": len(cache) / timings["total"]}
     report["cache"] |= {f"ms_per_frame_{k}": 1e3 * v / len(cache) for k, v in timings.items()}
     report["cache"]["bytes_held"] = torch.cuda.memory_allocated() if team.device.type == "cuda" else 0
@@ -81,7 +83,7 @@ def main() -> None:
     if vae is None:
         return
     began = time.perf_counter()
-    latents = encode_cache(vae, cache.images)
+    bank = Bank.of(cache, encode_cache(vae, cache.images))
     report["encode_ms_per_frame"] = 1e3 * (time.perf_counter() - began) / len(cache)
     tokenizer = train_tokenizer()
     choices = [("fused", 16), ("fused", 32), ("fused", 64), ("autocast", 32), ("compiled", 32)]
@@ -89,12 +91,12 @@ def main() -> None:
         name = f"diffusion {layout} {batch}"
         if time.perf_counter() - team.began > args.limit_seconds:
             break
-        report[name] = _throughput(team, cache, latents, tokenizer, args.seconds, size, layout, batch, steps)
+        report[name] = _throughput(team, bank, tokenizer, args.seconds, size, layout, batch, steps)
         team.log(f"{name}: {report[name]}")
         save()
 
 
-def _throughput(team, cache, latents, tokenizer, seconds, size, layout, batch, steps) -> dict | str:
+def _throughput(team, bank, tokenizer, seconds, size, layout, batch, steps) -> dict | str:
     """Samples a second over the last stretch of a short training, warm-up left out, and peak memory."""
     gc.collect()
     if team.device.type == "cuda":
@@ -112,9 +114,7 @@ def _throughput(team, cache, latents, tokenizer, seconds, size, layout, batch, s
     began = time.perf_counter()
     try:
         batch = min(batch, 2) if steps else batch
-        train_diffusion(
-            team, cache, latents, tokenizer, seconds, size=size, batch_size=batch, layout=layout, max_steps=steps
-        )
+        train_diffusion(team, bank, tokenizer, seconds, size=size, batch_size=batch, layout=layout, max_steps=steps)
     except Exception:
         return traceback.format_exc()
     finally:

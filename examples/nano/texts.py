@@ -45,19 +45,12 @@ def prompts_of(caption: str, weather: str, light: str) -> list[tuple[str, float]
     return found
 
 
-def token_table(
-    tokenizer,
-    captions: Sequence[str],
-    weathers: Sequence[str],
-    lights: Sequence[str],
-    variants: int = 16,
-    seed: int = 0,
-) -> Tensor:
-    """Token ids int64 [N, variants, L]: prompts drawn for each of N frames by their weights."""
+def token_table(tokenizer, frames: Sequence[tuple[str, str, str]], variants: int = 16, seed: int = 0) -> Tensor:
+    """Token ids int64 [N, variants, L]: prompts drawn for each of N frames (caption, weather, light) by weight."""
     generator = torch.Generator().manual_seed(seed)
     texts: dict[str, int] = {}
-    chosen = torch.empty(len(captions), variants, dtype=torch.long)
-    for n, frame in enumerate(zip(captions, weathers, lights, strict=True)):
+    chosen = torch.empty(len(frames), variants, dtype=torch.long)
+    for n, frame in enumerate(frames):
         prompts = prompts_of(*frame)
         weights = torch.tensor([weight for _, weight in prompts])
         draws = torch.multinomial(weights, variants, replacement=True, generator=generator)

@@ -2,7 +2,7 @@
 
     torchrun --standalone --nproc_per_node 4 examples/nano/train.py --output results    # ~9 minutes on four H200
     python examples/nano/train.py --smoke --output outputs/nano-smoke                   # a minute on a CPU
-    torchrun ... examples/nano/train.py --resume --output results      # go on from the work folder's checkpoint
+    torchrun ... examples/nano/train.py --resume --output results      # go on where a job with --keep_data ended
 
 Every stage runs for the seconds that it is given. Every rank makes its own frames and keeps them, and their latents,
 in the memory of its GPU. Writes below --output: the pipeline folder packed into .tar files of at most 15 MiB (or, with
@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+from bank import Bank
 from diffusers import AutoencoderKL
 from diffusion import train_diffusion
 from export import export, pack
@@ -33,12 +34,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     parser.add_argument("--work", type=Path, help="folder to resume from (default: <output>/work)")
     parser.add_argument("--resume", action="store_true", help="keep the work folder's VAE and continue its diffusion")
+    parser.add_argument("--keep_data", action="store_true", help="write the latents and conditions, for --resume")
+    parser.add_argument("--data", type=Path, help="where to (default: <work>/data); gigabytes, /dev/shm is fast")
     parser.add_argument("--render_seconds", type=float, default=90, help="time to make frames")
     parser.add_argument("--vae_seconds", type=float, default=110)
     parser.add_argument("--seconds", type=float, default=290, help="time of the diffusion training")
     parser.add_argument("--frames_per_scene", type=int, default=16)
     parser.add_argument("--first_scene", type=int, default=0, help="first scene of the training split that is used")
-    parser.add_argument("--val_scenes", type=int, default=16, help="held-out scenes for sheets and the VAE's figures")
+    parser.add_argument("--val_scenes", type=int, default=12, help="held-out scenes for sheets and the VAE's figures")
     parser.add_argument("--latent_channels", type=int, default=8)
     parser.add_argument("--vae_batch", type=int, default=8, help="pictures a rank and step")
     parser.add_argument("--vae_learning_rate", type=float, default=8e-4)
@@ -57,6 +60,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run?")
     args = parser.parse_args(argv)
     args.work = args.work or args.output / "work"
+    args.data = args.data or args.work / "data"
     args.size, args.image_size, args.max_steps = "nano", (400, 224), None
     if args.smoke:
         args.size, args.image_size, args.max_steps = "tiny", (80, 48), 3
@@ -67,7 +71,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def frames(team: Team, args: argparse.Namespace) -> tuple[FrameCache, FrameCache]:
-    """This rank's training frames, and its held-out ones."""
+    """The rank's own training frames and held-out ones."""
     workers = workers_for(team.world) if args.workers is None else args.workers
     settings = {"seed": args.seed, "device": team.device, "workers": workers, "image_size": args.image_size}
     timings: dict[str, float] = {}
@@ -78,32 +82,32 @@ def frames(team: Team, args: argparse.Namespace) -> tuple[FrameCache, FrameCache
     total, scenes = int(team.sum(len(train))), int(team.sum(len(set(train.scenes))))
     team.log(f"{total} training frames of {scenes} scenes ({stages} on rank 0)")
     per_rank = max(1, math.ceil(args.val_scenes / team.world))
+    # Few: made here, for other processes would take longer to start.
+    settings["workers"] = 0
     held_out = build_cache("val", range(team.rank, per_rank * team.world, team.world), 1, **settings)
     return train, held_out
 
 
 def trained_vae(team: Team, args: argparse.Namespace, train: FrameCache, held_out: FrameCache) -> AutoencoderKL:
-    """The VAE, new or from the work folder; writes reconstructions.png."""
-    folder = args.work / "vae"
-    if args.resume:
-        vae = AutoencoderKL.from_pretrained(folder).to(team.device)
-    else:
-        vae = train_vae(
-            team,
-            train,
-            args.vae_seconds,
-            size=args.size,
-            latent_channels=args.latent_channels,
-            batch_size=args.vae_batch,
-            learning_rate=args.vae_learning_rate,
-            adversarial_from=args.adversarial_from,
-            max_steps=args.max_steps,
-            compile=args.vae_compile,
-            seed=args.seed,
-        )
-        if team.is_main:
-            vae.save_pretrained(folder)
+    """The VAE; kept in the work folder with the held-out frames, writes reconstructions.png."""
+    vae = train_vae(
+        team,
+        train,
+        args.vae_seconds,
+        size=args.size,
+        latent_channels=args.latent_channels,
+        batch_size=args.vae_batch,
+        learning_rate=args.vae_learning_rate,
+        adversarial_from=args.adversarial_from,
+        max_steps=args.max_steps,
+        compile=args.vae_compile,
+        seed=args.seed,
+    )
+    if team.is_main:
+        vae.save_pretrained(args.work / "vae")
+        held_out.save(args.work / "held_out")
     made, figures = reconstruct(vae, held_out.images)
+    figures = {name: team.sum(value) / team.world for name, value in figures.items()}
     team.log("VAE on held-out frames: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
     if team.is_main:
         rows = []
@@ -154,14 +158,23 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = train_tokenizer()
     if team.is_main:
         tokenizer.save_pretrained(args.work / "tokenizer")
-    train, held_out = frames(team, args)
-    vae = trained_vae(team, args, train, held_out)
-    latents = encode_cache(vae, train.images)
-    team.log(f"latents: deviation {float(latents.float().std()):.3f}")
+    saved = args.data / f"rank{team.rank}of{team.world}"
+    if args.resume:
+        vae = AutoencoderKL.from_pretrained(args.work / "vae")
+        bank, held_out = Bank.load(saved, team.device), FrameCache.load(args.work / "held_out", team.device)
+        team.log(f"{len(bank)} frames of rank 0 read from {args.data}")
+    else:
+        train, held_out = frames(team, args)
+        vae = trained_vae(team, args, train, held_out)
+        bank = Bank.of(train, encode_cache(vae, train.images))
+        team.log(f"latents: deviation {float(bank.latents.float().std()):.3f}")
+        del train
+        if args.keep_data:
+            bank.save(saved)
+            team.log(f"frames of rank 0 written to {args.data}")
     components = train_diffusion(
         team,
-        train,
-        latents,
+        bank,
         tokenizer,
         args.seconds,
         size=args.size,

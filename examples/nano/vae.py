@@ -189,6 +189,7 @@ class PatchCritic(nn.Module):
             )
 
     def forward(self, pictures: Tensor) -> Tensor:
+        """Logits; high for what looks real."""
         return self.layers(pictures)
 
 
