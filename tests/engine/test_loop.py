@@ -10,6 +10,7 @@ from torch import nn
 from syntheocc.engine.checkpoints import CheckpointFolder
 from syntheocc.engine.ema import EMA
 from syntheocc.engine.loop import LoopConfig, run_loop
+from syntheocc.engine.loop_state import LoopState
 from syntheocc.engine.samplers import EpochSampler
 from syntheocc.engine.state import load_state, load_tensors
 from syntheocc.engine.trackers import read_log
@@ -267,3 +268,42 @@ def test_groups_have_rates_of_their_own(tmp_path):
     assert torch.equal(module.first.weight, before[0])
     moved = (module.second.weight - before[1]).abs()
     assert torch.allclose(moved[moved > 0], torch.tensor(0.05), atol=1e-4)
+
+
+def test_8_bit_adam_resumes_exactly(tmp_path):
+    pytest.importorskip("bitsandbytes")
+
+    class Wide(Line):  # tensors below 4096 numbers would stay in float32
+        def __init__(self, config):
+            super().__init__(config)
+            torch.manual_seed(0)
+            self.first, self.second = nn.Linear(2, 4096), nn.Linear(4096, 1)
+
+    settings = {"use_8bit_adam": True, "learning_rate": 1e-3, "max_train_steps": 8}
+    train(config(tmp_path / "whole", **settings), module=Wide(config(tmp_path)))
+    for at in (3, -1):
+        job = config(tmp_path / "parts", **settings, signal_at=at, resume_from_checkpoint="latest")
+        train(job, module=Wide(job))
+    state = load_state(tmp_path / "parts" / "checkpoint-4", "training_state")["optimizer"]["first.weight"]
+    assert state["__bnb_optimizer_quant_state__"]["state1"].dtype == torch.uint8
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+
+
+def test_states_that_accelerate_spreads_over_ranks_are_saved_by_it(tmp_path, monkeypatch):
+    """FSDP and DeepSpeed need GPUs; here their way of saving serves a job that is not spread."""
+    settings = {"max_train_steps": 8, "dropout": 0.3, "lr_scheduler": "linear", "checkpoints_total_limit": 1}
+    train(config(tmp_path / "whole", **settings))
+    prepare = LoopState.__init__
+
+    def spread(self, *arguments):
+        prepare(self, *arguments)
+        self.sharded = True
+
+    monkeypatch.setattr(LoopState, "__init__", spread)
+    for at in (3, -1):
+        train(config(tmp_path / "parts", **settings, signal_at=at, resume_from_checkpoint="latest"))
+    checkpoint = tmp_path / "parts" / "checkpoint-4"
+    assert (checkpoint / "accelerate").is_dir() and not (checkpoint / "trainable.safetensors").exists()
+    assert np.allclose(curve(tmp_path / "parts"), curve(tmp_path / "whole"), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="use_ema needs whole parameters"):
+        train(config(tmp_path / "averaged", use_ema=True))
