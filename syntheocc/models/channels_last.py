@@ -17,7 +17,13 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from syntheocc.models.attention import MultiviewTransformerBlock, attend
-from syntheocc.models.master_weights import MasterConv2d, MasterLayerNorm, cast_weight
+from syntheocc.models.master_weights import (
+    MasterConv2d,
+    MasterLayerNorm,
+    cast_weight,
+    is_pointwise,
+    pointwise_conv,
+)
 from syntheocc.models.ops.add_layer_norm import add_layer_norm
 from syntheocc.models.ops.dispatch import use_triton, use_triton_autograd
 from syntheocc.models.ops.geglu import geglu
@@ -70,7 +76,13 @@ class FusedResnetBlock2D(ResnetBlock2D):
         return output if self.output_scale_factor == 1 else output / self.output_scale_factor
 
     def _shortcut(self, input_tensor: Tensor) -> Tensor:
-        return input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
+        conv = self.conv_shortcut
+        if conv is None:
+            return input_tensor
+        channels_last = input_tensor.is_contiguous(memory_format=torch.channels_last)
+        if channels_last and _is_bare(conv, nn.Conv2d) and is_pointwise(conv):
+            return pointwise_conv(input_tensor, conv.weight, conv.bias)
+        return conv(input_tensor)
 
 
 def _is_timeless_group(block: ResnetBlock2D) -> bool:

@@ -30,8 +30,8 @@ def cast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
     if weight.dtype == dtype:
         return weight
     # Autograd sees to the layout of a gradient except where a size is 1, and a plain cast costs the CPU much less.
-    is_pointwise = weight.ndim == 4 and weight.shape[-1] == 1
-    return _Cast.apply(weight, dtype) if is_pointwise and not torch.compiler.is_compiling() else weight.to(dtype)
+    needs_care = weight.ndim == 4 and weight.shape[-1] == 1
+    return _Cast.apply(weight, dtype) if needs_care and not torch.compiler.is_compiling() else weight.to(dtype)
 
 
 def _cast_bias(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -46,12 +46,29 @@ class MasterLinear(nn.Linear):
         return F.linear(input, cast_weight(self.weight, input.dtype), _cast_bias(self.bias, input.dtype))
 
 
+def is_pointwise(conv: nn.Conv2d) -> bool:
+    """Whether a convolution mixes channels and nothing else."""
+    plain = conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
+    return plain and conv.weight.shape[-2:] == (1, 1)
+
+
+def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 1x1 convolution of x [N, C, H, W] as a matrix product, which adds the bias too; weight [C_out, C, 1, 1].
+
+    For channels-last tensors, of which the product is one without a copy.
+    """
+    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+
+
 class MasterConv2d(nn.Conv2d):
     """`nn.Conv2d` that casts its weights to the input's dtype."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, C, H, W] to [N, C_out, H', W']."""
-        return self._conv_forward(input, cast_weight(self.weight, input.dtype), _cast_bias(self.bias, input.dtype))
+        weight, bias = cast_weight(self.weight, input.dtype), _cast_bias(self.bias, input.dtype)
+        if is_pointwise(self) and input.is_contiguous(memory_format=torch.channels_last):
+            return pointwise_conv(input, weight, bias)
+        return self._conv_forward(input, weight, bias)
 
 
 class MasterLayerNorm(nn.LayerNorm):
