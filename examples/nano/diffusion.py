@@ -33,6 +33,14 @@ THINNED = 0.1
 NETWORKS = ("unet", "controlnet", "text_encoder")
 
 
+def new_components(seed: int, size: str, latent_channels: int, tokenizer: Any) -> dict[str, Any]:
+    """Random networks, and nano's noise schedule whatever the size."""
+    components = tiny_components(seed, size, latent_channels=latent_channels, tokenizer=tokenizer)
+    schedule = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    scheduler = components["scheduler"]
+    return components | {"scheduler": scheduler.from_config(scheduler.config, **schedule)}
+
+
 def make_step(
     components: dict[str, Any], seed: int = 0, max_train_steps: int = 4000, dropout: float = 0.1
 ) -> SyntheOccStep:
@@ -137,7 +145,7 @@ def train_diffusion(
         resume: folder of checkpoints whose newest is continued.
         seed: of weights, batches and noise.
     """
-    components = tiny_components(seed, size, latent_channels=bank.latents.shape[2], tokenizer=tokenizer)
+    components = new_components(seed, size, bank.latents.shape[2], tokenizer)
     step = make_step(components, seed, max_train_steps=max_steps or max(100, int(seconds * 10)))
     step.to(team.device)
     parameters = trainable_parameters(step, "all", text_encoder=True)
@@ -204,7 +212,7 @@ def _lay_out(step: SyntheOccStep, layout: str, device: torch.device):
 
 def averaged(averages: dict[str, Tensor], tokenizer: Any, channels: int, size: str = "nano") -> dict[str, Any]:
     """New components without the VAE, laid out as usual, with the averages (name in the step -> value)."""
-    fresh = tiny_components(0, size, latent_channels=channels, tokenizer=tokenizer)
+    fresh = new_components(0, size, channels, tokenizer)
     for name in NETWORKS:
         weights = {key[len(name) + 1 :]: value.cpu() for key, value in averages.items() if key.startswith(f"{name}.")}
         # Not strict: buffers are not averaged. All that is trained must be there, and nothing may be left over.
@@ -257,4 +265,7 @@ def _restore(state: dict[str, Any], parameters: dict, optimizer: torch.optim.Opt
     for name, parameter in parameters.items():
         for key in ("step", "exp_avg", "exp_avg_sq"):
             value = tensors[f"{key}.{name}"]
-            optimizer.state[parameter][key] = value if key == "step" and not parameter.is_cuda else value.to(parameter)
+            if key == "step":
+                optimizer.state[parameter][key] = value.to(parameter) if parameter.is_cuda else value
+            else:  # in the parameter's memory format, in whose order the fused optimizer goes through both
+                optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(value)

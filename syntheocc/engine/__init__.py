@@ -1,1 +1,1 @@
-"""What every job needs whatever it trains: atomic files, checkpoints, ranks, the loop. Nothing here knows diffusers."""
+"""What every job needs whatever it trains: atomic files, checkpoints, ranks, the loop. No diffusers in here."""

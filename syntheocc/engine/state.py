@@ -139,6 +139,11 @@ def load_named_optimizer_state(
         )
     indexed = {index: state[name] for index, name in enumerate(order) if name in state}
     optimizer.load_state_dict({"state": indexed, "param_groups": optimizer.state_dict()["param_groups"]})
+    # Files know no memory format, and fused optimizers go through parameter and moments in memory order.
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def random_state() -> dict[str, Any]:

@@ -118,3 +118,31 @@ def test_an_optimizer_continues_by_name_with_the_jobs_settings():
     assert other.state[module.weight]["step"] == 1 and other.param_groups[0]["lr"] == 0.2
     with pytest.raises(ValueError, match="other parameters.*scale"):
         state.load_named_optimizer_state(other, names, {"scale": {}})
+
+
+def test_moments_take_the_memory_format_of_their_parameter(tmp_path):
+    """The fused AdamW reads parameter, gradient and moments in the order of memory."""
+
+    def step(conv, optimizer):
+        conv(torch.arange(64.0).reshape(1, 4, 4, 4) / 64).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def make():
+        torch.manual_seed(0)
+        conv = nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+        return conv, torch.optim.AdamW(conv.parameters(), lr=0.1, fused=True)
+
+    conv, optimizer = make()
+    names = {p: name for name, p in conv.named_parameters()}
+    step(conv, optimizer)
+    state.save_state(tmp_path, "optimizer", state.named_optimizer_state(optimizer, names))
+    state.save_tensors(tmp_path / "weights.safetensors", state.trainable_state(conv))
+    step(conv, optimizer)
+    other, resumed = make()
+    names = {p: name for name, p in other.named_parameters()}
+    state.load_trainable(other, state.load_tensors(tmp_path / "weights.safetensors"), "here")
+    state.load_named_optimizer_state(resumed, names, state.load_state(tmp_path, "optimizer"))
+    assert resumed.state[other.weight]["exp_avg"].stride() == other.weight.stride() == (36, 1, 12, 4)
+    step(other, resumed)
+    assert torch.equal(other.weight, conv.weight)
