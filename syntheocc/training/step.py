@@ -71,6 +71,8 @@ class SyntheOccStep(nn.Module):
         >>> step(batch, step=0, positions=[0])["loss"].backward()  # doctest: +SKIP
     """
 
+    is_foreground: Tensor
+
     def __init__(
         self,
         unet: MultiviewUNet2DConditionModel,

@@ -140,12 +140,15 @@ class GroupNorm(torch.autograd.Function):
         )  # fmt: skip
         _input_gradient[(n, tiles, blocks)](*inputs, means[0], means[1], dx, rows, channels, **sizes, **shape)
         _, _, want_weight, want_bias, _, want_shift, _ = ctx.needs_input_grad
-        dbias, dweight = sums.sum((1, 2)) if want_weight or want_bias else (None, None)
+        dweight = dbias = None
+        if want_weight or want_bias:
+            totals = sums.sum((1, 2))
+            dweight, dbias = totals[1].to(weight.dtype), totals[0].to(bias.dtype)
         return (
             dx,
             None,
-            dweight.to(weight.dtype) if want_weight else None,
-            dbias.to(bias.dtype) if want_bias else None,
+            dweight,
+            dbias,
             None,
             dx.sum((2, 3), dtype=torch.float32).to(shift.dtype) if want_shift else None,
             None,
