@@ -70,11 +70,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", type=Path, required=True, help="work folder of train.py")
     parser.add_argument("--output", type=Path, required=True, help="pipeline folder")
+    parser.add_argument("--size", default="nano", help="of the networks, see syntheocc.models.presets")
     args = parser.parse_args()
     tokenizer = CLIPTokenizer.from_pretrained(args.parts / "tokenizer")
     vae = AutoencoderKL.from_pretrained(args.parts / "vae")
     averages = saved_averages(args.parts / "checkpoints")
-    export(vae, averaged(averages, tokenizer, vae.config.latent_channels), args.output, (400, 224))
+    export(vae, averaged(averages, tokenizer, vae.config.latent_channels, args.size), args.output, (400, 224))
 
 
 if __name__ == "__main__":
