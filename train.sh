@@ -12,7 +12,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/utils/setup_env.sh"
 ensure_env
 
-export WANDB_DISABLED="${WANDB_DISABLED:-True}"
 GPUS="$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')"
 NGPU="${NGPU:-$GPUS}"
 if [ "$NGPU" -gt 1 ]; then

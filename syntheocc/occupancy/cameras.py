@@ -90,6 +90,15 @@ class Camera:
     def __repr__(self) -> str:
         return f"Camera({self.model}, {self.width}x{self.height}, f={float(self.intrinsics[0, 0]):.1f})"
 
+    # Pickled as arrays: torch would send every small matrix from a reading process through a file of its own, and a
+    # batch of a few dozen rigs would exhaust the files that a process may open.
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "intrinsics": self.intrinsics.numpy(), "cam2ego": self.cam2ego.numpy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        matrices = {name: torch.from_numpy(state[name].copy()) for name in ("intrinsics", "cam2ego")}
+        self.__dict__.update(state | matrices)
+
     @property
     def ego2cam(self) -> Tensor:
         """Inverse of ``cam2ego``, [4, 4]."""

@@ -44,6 +44,8 @@ def run(config: TrainConfig) -> int:
     steps = config.max_train_steps or sampler.steps(config.num_train_epochs, global_batch)
     asked = config.mixed_precision
     config = config.resolved(ranks.world, steps)
+    if all(len(frame.cameras) == 1 for frame in frames):
+        config.find_unused_parameters = True  # nothing looks at a neighbour
     accelerator = make_accelerator(config)
     try:
         tell = note if ranks.is_main else lambda message: None
@@ -71,7 +73,7 @@ def run(config: TrainConfig) -> int:
             collate=collate,
             sampler=sampler,
             save_model=job.save,
-            validate=job.validation(frames),
+            validate=job.validation(clips),
             accelerator=accelerator,
         )
         if result.interrupted:
@@ -154,14 +156,14 @@ class _Job:
         if len(failed) > 20:
             note(f"... and of {len(failed) - 20} more")
 
-    def validation(self, frames: Sequence["Frame"]) -> Any:
+    def validation(self, clips: Sequence[Sequence["Frame"]]) -> Any:
         """What draws the validation pictures; None where none are wanted."""
         from syntheocc.training.validation import Validation, spread
 
         config = self.config
         if not config.validation_steps or not config.num_validation_images:
             return None
-        samples = spread(_validation_frames(config, frames), config.num_validation_images)
+        samples = spread(_validation_clips(config, clips), config.num_validation_images)
         return Validation(config, self.step, self.pipe, samples, self.reader(pictures=True), self.ranks)
 
     def write_card(self, samples: int, steps: int) -> None:
@@ -207,21 +209,20 @@ class _Job:
         )
 
     def _check_sizes(self, files: dict[str, Any]) -> None:
-        """Raise ValueError when pictures do not fit the VAE and the UNet, or MPI files the pictures."""
+        """Raise ValueError when pictures do not fit the VAE, or MPI files the pictures and the ControlNet."""
         from syntheocc.training.dataset import check_mpi_folder
 
         config, spec = self.config, self.step.condition
-        side = self.factor * 2 ** (len(self.pipe.unet.config.block_out_channels) - 1)
         if config.height % self.factor or config.width % self.factor:
             raise ValueError(f"height and width must be multiples of {self.factor}, the size of the VAE's cells")
-        if (config.height % side or config.width % side) and self.ranks.is_main:
-            note(f"{config.width}x{config.height} is no multiple of {side}: the UNet pads on the way up, which works")
         if files:
             wanted = {
                 "pixel_origin": spec.pixel_origin,
                 "height": config.height // self.factor,
                 "width": config.width // self.factor,
             }
+            if "samples_per_cell" in files:
+                wanted["samples_per_cell"] = spec.samples_per_cell
             check_mpi_folder(Path(config.dataroot_path) / str(config.mtp_path), wanted, files)
 
 
@@ -241,24 +242,20 @@ def _check_conditions(config: TrainConfig) -> dict[str, Any]:
     return mpi_settings(folder)
 
 
-def _validation_frames(config: TrainConfig, frames: Sequence["Frame"]) -> Sequence["Frame"]:
-    """The val infos' frames; the training frames where there are none."""
-    own = replace_samples(config)
+def _validation_clips(config: TrainConfig, clips: Sequence[Sequence["Frame"]]) -> Sequence[Sequence["Frame"]]:
+    """The samples of the val infos; the training samples where there are none."""
+    from syntheocc.occupancy.data.samples import SampleConfig
+    from syntheocc.training.dataset import make_clips
+
+    val = SampleConfig(
+        dataroot_path=config.dataroot_path, info_path=config.val_info_path, gen_train_or_val="val", max_samples=None
+    )
     try:
-        return own.read_frames()[0]
+        return make_clips(val.read_frames()[0], config.num_frames)
     except ValueError:
         if config.val_info_path:
             raise
-        return frames
-
-
-def replace_samples(config: TrainConfig) -> Any:
-    """The sample settings of a job with the val infos in place of the training infos."""
-    from syntheocc.occupancy.data.samples import SampleConfig
-
-    return SampleConfig(
-        dataroot_path=config.dataroot_path, info_path=config.val_info_path, gen_train_or_val="val", max_samples=None
-    )
+        return clips
 
 
 def _make_repository(config: TrainConfig, ranks: Ranks) -> str | None:

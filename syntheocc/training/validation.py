@@ -1,4 +1,4 @@
-"""Validation pictures: condition, generated and real, one strip a sample, drawn with the weights as they are.
+"""Validation pictures: condition, generated and real, one strip a frame, drawn with the weights as they are.
 
 Every rank draws its share of the samples; the noise of a sample depends on the seed and its token only, so that the
 strips of successive validations show one and the same attempt.
@@ -51,7 +51,7 @@ class Validation:
         config: the job.
         step: the networks in training.
         pipe: what the networks are parts of: its tokenizer and scheduler.
-        frames: the samples to draw.
+        clips: the samples to draw; clips of several frames are drawn as video.
         read: reads their conditions and captions.
         ranks: this process's place.
     """
@@ -61,12 +61,12 @@ class Validation:
         config: TrainConfig,
         step: SyntheOccStep,
         pipe: SyntheOccPipeline,
-        frames: Sequence[Frame],
+        clips: Sequence[Sequence[Frame]],
         read: FrameReader,
         ranks: Ranks,
     ):
         self.config, self.step, self.read, self.ranks = config, step, read, ranks
-        self.frames = ranks.share(frames)
+        self.clips = ranks.share(clips)
         self.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)  # its own state
         self.tokenizer = pipe.tokenizer
 
@@ -75,14 +75,15 @@ class Validation:
         pipe = self._pipeline()
         folder = self.config.output_dir / "validation" / f"step-{step_number:06d}"
         strips: dict[str, float | np.ndarray] = {}
-        for frame in self.frames:
+        for clip in self.clips:
+            token = clip[0].token
             try:
-                picture = self._draw(pipe, frame)
+                picture = self._draw(pipe, clip)
             except ValueError as error:
-                note(f"validation sample {frame.token} is left out: {error}")
+                note(f"validation sample {token} is left out: {error}")
                 continue
-            save_picture(picture, folder / f"{frame.token}.jpg", quality=90)
-            strips[f"validation/{frame.token}"] = picture
+            save_picture(picture, folder / f"{token}.jpg", quality=90)
+            strips[f"validation/{token}"] = picture
         return strips
 
     def _pipeline(self) -> _LivePipeline:
@@ -99,40 +100,45 @@ class Validation:
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def _draw(self, pipe: SyntheOccPipeline, frame: Frame) -> np.ndarray:
-        config = self.config
-        if config.condition_kind == "mpi":
-            condition: dict[str, Any] = {"mpi": self.read.read_mpi(frame)}
-        else:
-            condition = {"occupancy": config.read_grid(frame, config.condition_kind)}  # type: ignore[arg-type]
-        photos = read_pictures(frame, config.height, config.width).permute(0, 2, 3, 1)
-        seed = mix_seed(config.seed, *frame.token.encode())
+    def _draw(self, pipe: SyntheOccPipeline, clip: Sequence[Frame]) -> np.ndarray:
+        config, kind = self.config, self.config.condition_kind
+        name = "mpi" if kind == "mpi" else "occupancy"
+        conditions: list[Any] = [
+            self.read.read_mpi(frame) if kind == "mpi" else config.read_grid(frame, kind)  # type: ignore[arg-type]
+            for frame in clip
+        ]
+        photos = [read_pictures(frame, config.height, config.width).permute(0, 2, 3, 1) for frame in clip]
+        video = len(clip) > 1
+        seed = mix_seed(config.seed, *clip[0].token.encode())
         on_gpu = self.step.device.type == "cuda"
         with sdpa_kernel(ATTENTION_ORDER, set_priority=True) if on_gpu else nullcontext():
             output = pipe(
-                [self.read.captions.of(frame)],
-                **condition,
-                cameras=frame.cameras,
+                [self.read.captions.of(clip[0])],
+                **{name: [conditions] if video else conditions},
+                cameras=[[frame.cameras for frame in clip]] if video else [clip[0].cameras],
                 height=config.height,
                 width=config.width,
                 num_inference_steps=config.num_inference_steps,
                 guidance_scale=config.cfg_scale,
                 generator=[torch.Generator().manual_seed(seed)],  # on the CPU: every device draws the same
             )
-        rows = {
-            "condition": condition_pictures(output.mpi[0]),
-            "generated": output.images[0],
-            "real": [as_picture(photo) for photo in photos],
-        }
-        return strip(rows, frame.cameras.names, size=(config.height, config.width))
+        strips = []
+        for f, frame in enumerate(clip):
+            rows = {
+                "condition": condition_pictures(output.mpi[0][f] if video else output.mpi[0]),
+                "generated": output.frames[0][f] if video else output.images[0],
+                "real": [as_picture(photo) for photo in photos[f]],
+            }
+            strips.append(strip(rows, frame.cameras.names, size=(config.height, config.width)))
+        return np.concatenate(strips)
 
 
-def spread(frames: Sequence[Frame], count: int) -> list[Frame]:
-    """`count` of the frames, evenly spread from the first on; all of them where there are fewer.
+def spread(samples: Sequence[Any], count: int) -> list[Any]:
+    """`count` of the samples, evenly spread from the first on; all of them where there are fewer.
 
     Example:
         >>> spread(range(10), 3)
         [0, 3, 6]
     """
-    count = min(count, len(frames))
-    return [frames[i * len(frames) // count] for i in range(count)]
+    count = min(count, len(samples))
+    return [samples[i * len(samples) // count] for i in range(count)]

@@ -244,3 +244,20 @@ def test_quaternions_round_trip(values):
     pose = pose_from_quaternion([0, 0, 0], quaternion)
     again = pose_from_quaternion([0, 0, 0], quaternion_from_rotation(pose[:3, :3]))
     assert torch.allclose(pose, again, atol=1e-9)
+
+
+def test_a_pickled_rig_is_itself_and_opens_no_files(six_cameras):
+    """Reading processes send rigs by the dozen; torch would open a file for every matrix of every camera."""
+    import os
+    import pickle
+    from multiprocessing.reduction import ForkingPickler
+
+    import torch.multiprocessing  # noqa: F401  (teaches the pickler about tensors)
+
+    again = pickle.loads(pickle.dumps(six_cameras))
+    assert again.names == six_cameras.names and torch.equal(again.cam2ego, six_cameras.cam2ego)
+    assert torch.equal(again["CAM_BACK"].intrinsics, six_cameras["CAM_BACK"].intrinsics)
+    fresh = type(six_cameras)(dict(six_cameras))
+    before = len(os.listdir("/proc/self/fd"))
+    sent = [ForkingPickler.dumps(fresh) for _ in range(5)]
+    assert len(os.listdir("/proc/self/fd")) == before and len(sent) == 5

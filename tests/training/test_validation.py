@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from syntheocc.engine.ranks import Ranks
+from syntheocc.occupancy.pictures import strip
 from syntheocc.training.acceleration import prepare_for_training, trainable_parameters
-from syntheocc.training.dataset import FrameReader
+from syntheocc.training.dataset import FrameReader, make_clips, read_pictures
 from syntheocc.training.networks import load_networks, noise_scheduler
 from syntheocc.training.step import SyntheOccStep
 from syntheocc.training.validation import Validation, spread
@@ -28,7 +29,8 @@ def validation_of(street):
         prepare_for_training(step, dtype, channels_last=False)
         frames, _ = config.read_frames()
         read = FrameReader(config, step.condition, pipe.tokenizer)
-        return Validation(config, step, pipe, spread(frames, 2), read, ranks)
+        clips = spread(make_clips(frames, config.num_frames), 2)
+        return Validation(config, step, pipe, clips, read, ranks)
 
     return make
 
@@ -68,6 +70,21 @@ def test_a_sample_is_drawn_alike_whoever_draws_it(validation_of):
     assert sorted(apart[0] | apart[1]) == sorted(together) and not apart[0].keys() & apart[1].keys()
     for name, picture in (again | apart[0] | apart[1]).items():
         assert np.array_equal(picture, together[name]), name
+
+
+@torch.no_grad()
+def test_clips_are_drawn_as_video(validation_of, street):
+    """Two clips of three frames: a strip of three rows for each frame, and the frames are not all drawn alike."""
+    strips = validation_of(num_frames=3, which="crossframe")(1)
+    assert list(strips) == ["validation/token0", "validation/token3"]
+    height = 3 * 32 + 2 * 4
+    for picture in strips.values():
+        assert picture.shape == (3 * height, 6 * 48 + 5 * 4, 3)
+    first, last = (strips["validation/token0"][f * height : (f + 1) * height] for f in (0, 2))
+    assert not np.array_equal(first[36:68], last[36:68])
+    for f, shown in ((0, first), (2, last)):
+        photos = read_pictures(street.frames[f], 32, 48).permute(0, 2, 3, 1)
+        assert np.array_equal(shown[-32:], strip({"real": list(photos)}, street.frames[f].cameras.names)), f
 
 
 @torch.no_grad()
