@@ -263,9 +263,8 @@ def _restore(state: dict[str, Any], parameters: dict, optimizer: torch.optim.Opt
         {"updates": state["updates"], "averages": {name: tensors[f"average.{name}"] for name in parameters}}
     )
     for name, parameter in parameters.items():
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            value = tensors[f"{key}.{name}"]
-            if key == "step":
-                optimizer.state[parameter][key] = value.to(parameter) if parameter.is_cuda else value
-            else:  # in the parameter's memory format, in whose order the fused optimizer goes through both
-                optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(value)
+        for key in ("exp_avg", "exp_avg_sq"):
+            # In the parameter's memory format: the fused AdamW walks through both in memory order.
+            optimizer.state[parameter][key] = torch.zeros_like(parameter).copy_(tensors[f"{key}.{name}"])
+        count = tensors[f"step.{name}"]
+        optimizer.state[parameter]["step"] = count.to(parameter.device) if parameter.is_cuda else count

@@ -24,8 +24,8 @@ class DemoConfig:
     seed: int = flag(0, "seed of the street's details and of the noise")
     height: int = flag(224, "rows of a generated picture, a multiple of 8")
     width: int = flag(400, "columns of a generated picture, a multiple of 8")
-    num_inference_steps: int = flag(10, "denoising steps")
-    guidance_scale: float = flag(3.0, "weight of the text (1: no guidance)")
+    num_inference_steps: int = flag(12, "denoising steps")
+    guidance_scale: float = flag(2.0, "weight of the text (1: no guidance)")
 
     def __post_init__(self):
         if self.height % 8 or self.width % 8 or self.height <= 0 or self.width <= 0:
@@ -97,13 +97,16 @@ def load_demo_pipeline(model: str | None, seed: int) -> tuple["SyntheOccPipeline
     Raises:
         ValueError: `model` is not a pipeline folder.
     """
+    import torch
+
     from syntheocc.commands import quiet_loading
     from syntheocc.pipelines import SyntheOccPipeline
 
     quiet_loading()
     folder = Path(model) if model is not None else NANO
     if (folder / "model_index.json").is_file():
-        return SyntheOccPipeline.from_pretrained(folder), f"model {folder.name}"
+        # Half-precision files would leave the text encoder alone in half precision, which a CPU is slow in.
+        return SyntheOccPipeline.from_pretrained(folder, dtype=torch.float32), f"model {folder.name}"
     if model is not None:
         raise ValueError(
             f"{model} is not a pipeline folder (no model_index.json); leave --model out for the embedded one"
