@@ -17,7 +17,7 @@ from condition_coding import ARMS, CodedEncoder, samples_per_cell
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from drawing import Drawer, load_pipeline
 from follow import Scorer, the_judge
-from processes import Clock, agreed, device_of, group, of_all_ranks
+from processes import Clock, agreed, device_of, group, kept_going, of_all_ranks
 from torch import Tensor
 from training_bank import training_frames
 
@@ -364,8 +364,18 @@ def compare(args: Namespace) -> dict | None:
         if ranks.is_main:
             atomic_write_json(plan_file, {**plan, "steps": steps})
         say(f"every training has {steps} steps of {args.train_batch} samples")
+        failures: list[str] = []
+        last = 0.0
         for seed, arm in mine:
-            one_training(arm, seed, shared, lessons, exam, scorer, args, steps, output, say)
+            # Better a table without this row than none: the machine is gone when its time is over.
+            if last > clock.left() + 40:
+                failures.append(f"{arm}, seed {seed}: no time left")
+                continue
+            began = clock.spent()
+            with kept_going(f"{arm}, seed {seed}", failures):
+                one_training(arm, seed, shared, lessons, exam, scorer, args, steps, output, say)
+            last = clock.spent() - began
+        failures = [text for part in ranks.gather(failures) for text in part]
         agreed(0.0, ranks, device)
     if not ranks.is_main:
         return None
@@ -377,6 +387,7 @@ def compare(args: Namespace) -> dict | None:
         "training_frames": len(lessons.latents),
         "ranks": ranks.world,
         "seconds": clock.spent(),
+        "failures": failures,
     }
     return summarise(args, trainings, references, exam.numbers, facts, judge.taxonomy)
 

@@ -142,4 +142,5 @@ def as_markdown(report: dict) -> str:
         parts.append(
             markdown_table(["hypothesis", "seed", "difference", "covered mIoU", "thin classes", "differs"], table)
         )
+    parts += [f"FAILED: {text}" for text in report["failures"]]
     return "\n\n".join(parts) + "\n"

@@ -15,7 +15,7 @@ import held_out
 import torch
 from drawing import Drawer, load_pipeline
 from edits import counterfactuals
-from processes import Clock, agreed, device_of, group, same_on_all_ranks
+from processes import Clock, agreed, device_of, group, kept_going, same_on_all_ranks
 from torch import Tensor
 from torch.nn import functional as F
 from training_bank import Bank, training_frames
@@ -50,6 +50,7 @@ class Records:
     doses: dict[str, list[Tensor]] = field(default_factory=dict)  # per dose scene int64 [2, C, C]
     edits: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
 
 
 def the_judge(
@@ -173,6 +174,7 @@ def dose_response(
         batch = frames[start : start + drawer.batch]
         if start and clock.left() < 0:
             break
+        found: dict[str, list[Tensor]] = {}
         for dose in doses:
             if dose.kind == "swap":
                 partners = [(start + i + 1) % len(frames) for i in range(len(batch))]
@@ -196,19 +198,22 @@ def dose_response(
             for frame, other, images in zip(batch, changed, drawn, strict=True):
                 own, seen = frame.photographs, scorer.judge.predict(images)
                 real = scorer.judge.predict(other.images)
-                found = {
+                counts = {
                     "generated, original labels": scorer.counts(seen, own.truth, own.covered),
                     "generated, changed labels": scorer.counts(seen, other.truth, other.covered),
                     "photograph, original labels": scorer.counts(real, own.truth, own.covered),
                     "photograph, changed labels": scorer.counts(real, other.truth, other.covered),
                 }
-                for name, counts in found.items():
-                    records.doses.setdefault(f"{dose.name}|{name}", []).append(counts)
+                for name, count in counts.items():
+                    found.setdefault(f"{dose.name}|{name}", []).append(count)
             if start == 0:
                 view = 1 if len(drawn[0]) > 1 else 0
                 strips["condition"].append(mpis[0].palette_image().movedim(-1, 1)[view])
                 strips["generated"].append(drawn[0][view])
                 strips["photograph"].append(changed[0].images[view])
+        # Together, so that a batch that fails leaves no half of it.
+        for name, values in found.items():
+            records.doses.setdefault(name, []).extend(values)
         records.dose_scenes += [frame.number for frame in batch]
     return [torch.stack(row) for row in strips.values() if row]
 
@@ -252,16 +257,21 @@ def evaluate(args: Namespace) -> dict | None:
                 batch = []
                 say(f"{len(frames)} of {len(numbers)} scenes of rank 0 drawn and judged")
         records.seconds["main rows"] = clock.spent()
-        between_views(frames, shown, records)
+        strip: list[Tensor] = []
+        pictures: dict[str, list[Tensor]] = {}
+        with kept_going("between views", records.failures):
+            between_views(frames, shown, records)
         records.seconds["between views"] = clock.spent()
         # Doses take two thirds of what is left, edits the rest.
         chosen = math.ceil(args.dose_scenes / ranks.world)
         dosed = Clock(0.65 * max(clock.left() - 5, 0))
         doses = (DOSES[3], DOSES[-1]) if args.smoke else DOSES
-        strip = dose_response(frames[:chosen], shown, drawer, scorer, cells, records, dosed, doses)
+        with kept_going("doses", records.failures):
+            strip = dose_response(frames[:chosen], shown, drawer, scorer, cells, records, dosed, doses)
         records.seconds["doses"] = clock.spent()
         chosen = math.ceil(args.edit_scenes / ranks.world)
-        pictures = counterfactuals(frames[:chosen], shown, drawer, judge, cells, records, Clock(clock.left() - 5))
+        with kept_going("edits", records.failures):
+            pictures = counterfactuals(frames[:chosen], shown, drawer, judge, cells, records, Clock(clock.left() - 5))
         records.seconds["edits"] = clock.spent()
         gathered = ranks.gather(records)
         if ranks.is_main:
@@ -278,4 +288,5 @@ def evaluate(args: Namespace) -> dict | None:
     from follow_report import summarise
 
     facts = {"judge": judge_facts, "training_frames": len(bank.images), "ranks": ranks.world}
+    facts["failures"] = [text for one in gathered for text in one.failures]
     return summarise(args, gathered, reference, facts, judge.taxonomy)

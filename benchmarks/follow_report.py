@@ -97,6 +97,7 @@ def summarise(args: Namespace, gathered: list[Any], reference: Tensor, facts: di
             "correlation": draws.interval(draws.means(torch.tensor([v[1] for v in values]))),
         }
         for name, values in joined(gathered, "between_views").items()
+        if len(values) == len(scenes)
     }
     features = {name: torch.cat(parts) for name, parts in joined(gathered, "features").items()}
     views = len(features["real"]) // len(scenes)
@@ -220,6 +221,7 @@ def as_markdown(report: dict) -> str:
     ]
     header = ["nearest training image", "median distance", "share nearer than 1 % of real"]
     parts.append(markdown_table(header, rows, digits=4))
+    parts += [f"FAILED: {text}" for text in report["failures"]]
     seconds = "; ".join(f"{name} until {value:.0f} s" for name, value in report["seconds"].items())
     parts.append(f"Time of rank 0: {seconds}.")
     return "\n\n".join(parts) + "\n"

@@ -2,6 +2,7 @@
 
 import os
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,6 +37,16 @@ def device_of(ranks: Ranks, name: str | None) -> torch.device:
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     return device
+
+
+@contextmanager
+def kept_going(what: str, failures: list[str]) -> Iterator[None]:
+    """Note and print an error of one part of a run on a rented machine, instead of losing the parts that are done."""
+    try:
+        yield
+    except Exception as error:
+        traceback.print_exc()
+        failures.append(f"{what}: {type(error).__name__}: {error}")
 
 
 @contextmanager

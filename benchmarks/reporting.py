@@ -20,5 +20,8 @@ def without(arguments: list[str], options: tuple[str, ...]) -> list[str]:
 
 def commit() -> str | None:
     """The checkout's commit, None where there is no git."""
-    run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    try:
+        run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
     return run.stdout.strip() if run.returncode == 0 else None
