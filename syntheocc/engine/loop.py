@@ -32,7 +32,7 @@ from syntheocc.engine.checkpoints import CheckpointFolder
 from syntheocc.engine.ema import EMA
 from syntheocc.engine.loading import BadSample, RankBatches, batch_tokens, rank_loader, to_device
 from syntheocc.engine.loop_config import LoopConfig
-from syntheocc.engine.loop_state import LoopState, checkpoint_to_resume, plain_settings
+from syntheocc.engine.loop_state import LoopState, check_agreement, checkpoint_to_resume, plain_settings
 from syntheocc.engine.optimizers import learning_rate_factor, make_optimizer, trained_parameters
 from syntheocc.engine.reporting import Reporter
 from syntheocc.engine.samplers import EpochSampler
@@ -124,12 +124,13 @@ def run_loop(
     try:
         loop.prepare(parameter_groups)
         with StopSignals() as signals:
-            return loop.run(signals)
+            result = loop.run(signals)
     finally:
         loop.close()
-        if own and accelerator.num_processes > 1:
-            accelerator.end_training()
-            accelerator.state._reset_state(True)
+    if own and accelerator.num_processes > 1:
+        accelerator.end_training()
+        accelerator.state._reset_state(True)
+    return result
 
 
 @dataclass
@@ -158,6 +159,7 @@ class _Loop:
             checkpoints.recover()
         accelerator.wait_for_everyone()
         resumed = checkpoint_to_resume(checkpoints, config.resume_from_checkpoint)
+        check_agreement(accelerator, checkpoint=resumed and resumed.name, samples=len(self.dataset))
 
         self.state = LoopState(config, accelerator, module, self.sampler, checkpoints)
         if resumed is not None:

@@ -203,6 +203,24 @@ def plain_settings(config: LoopConfig) -> dict[str, Any]:
     return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
+def check_agreement(accelerator: "Accelerator", **values: Any) -> None:
+    """Whether all ranks found the same; ranks that begin differently would wait for one another forever.
+
+    Raises:
+        ValueError: they did not, on every rank.
+    """
+    if accelerator.num_processes == 1:
+        return
+    from accelerate.utils import gather_object
+
+    for rank, other in enumerate(gather_object([values])):
+        if other != values:
+            raise ValueError(
+                f"rank {accelerator.process_index} found {values}, rank {rank} {other}: output_dir and the data must "
+                "be on a file system that all machines share"
+            )
+
+
 def checkpoint_to_resume(checkpoints: CheckpointFolder, which: str | None) -> Path | None:
     """The checkpoint to resume; refuses to mix a run with another one's later checkpoints."""
     resumed = checkpoints.resolve(which)

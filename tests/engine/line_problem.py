@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,7 @@ class LineConfig(LoopConfig):
     signal_at: int = flag(-1, "step (0 is the first) in whose forward this process gets a signal")
     signal_rank: int = flag(0, "rank that gets it")
     signal_name: str = flag("SIGTERM", "the signal")
-    slow_seconds: float = flag(0.0, "sleep in every step")
+    private_folders: bool = flag(False, "every rank has an output_dir of its own, like machines that share no disk")
 
 
 class Points:
@@ -67,8 +66,6 @@ class Line(nn.Module):
             # as a scheduler does: to the reading processes too
             for process in [*multiprocessing.active_children(), multiprocessing.current_process()]:
                 os.kill(process.pid, getattr(signal, config.signal_name))
-        if config.slow_seconds:
-            time.sleep(config.slow_seconds)
         noise = [torch.randn(2, generator=sample_generator(config.seed, step, position)) for position in positions]
         x = batch["x"] + 0.01 * torch.stack(noise).to(batch["x"].device) + 0 * self.frozen(batch["x"])
         error = self.second(self.dropout(self.first(x).relu())) - batch["y"]
@@ -96,8 +93,15 @@ def main(argv, environ=None):
     os.environ |= environ or {}
     settings = parse_flags(LineConfig, argv)
     accelerator = make_accelerator(settings)
-    outcome, _ = train(settings, accelerator=accelerator)
+    if settings.private_folders:
+        settings.output_dir = settings.output_dir / str(accelerator.process_index)
     rank = accelerator.process_index
+    try:
+        outcome, _ = train(settings, accelerator=accelerator)
+    except ValueError as error:
+        Path(settings.output_dir).mkdir(exist_ok=True)
+        Path(settings.output_dir, "error.txt").write_text(str(error))
+        raise
     record = {"world": accelerator.num_processes, "step": outcome.step, "interrupted": outcome.interrupted}
     Path(settings.output_dir, f"outcome-{rank}.json").write_text(json.dumps(record))
     accelerator.end_training()

@@ -66,6 +66,17 @@ def curve(folder):
     return [line["loss"] for line in read_log(folder / "log.jsonl")]
 
 
+def start_ranks(start, world, arguments):
+    """Exit codes of a job of several ranks, started like torchrun does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world)}
+    jobs = [start(arguments, **place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(world)]
+    for job in jobs:
+        job.join()
+    return [job.exitcode for job in jobs]
+
+
 def test_the_curve_is_the_same_on_one_two_and_four_ranks(tmp_path, start):
     """Two ranks, of which one is told to stop in its fifth step, and four that go on from there."""
     train(LineConfig(output_dir=tmp_path / "one", **SETTINGS))
@@ -73,14 +84,7 @@ def test_the_curve_is_the_same_on_one_two_and_four_ranks(tmp_path, start):
     assert stopped[0]["step"] == stopped[1]["step"] in (5, 6)
     assert stopped[1]["interrupted"] == "SIGTERM" and stopped[0]["interrupted"] == "a signal to another process"
     assert len(curve(tmp_path / "many")) == stopped[0]["step"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "4"}
-    arguments = flags(tmp_path / "many", resume_from_checkpoint="latest")
-    jobs = [start(arguments, **place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(4)]
-    for job in jobs:
-        job.join()
-    assert [job.exitcode for job in jobs] == [0] * 4
+    assert start_ranks(start, 4, flags(tmp_path / "many", resume_from_checkpoint="latest")) == [0] * 4
     assert [record["step"] for record in outcomes(4, tmp_path / "many")] == [10] * 4
     assert len(curve(tmp_path / "many")) == 10
     assert np.abs(np.subtract(curve(tmp_path / "many"), curve(tmp_path / "one"))).max() < 1e-6
@@ -131,3 +135,12 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path, 
     assert (folder / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
     assert (folder / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
     assert not any(entry.name.startswith(".") for entry in folder.iterdir())
+
+
+def test_ranks_that_do_not_see_the_same_checkpoint_say_so(tmp_path, start):
+    train(LineConfig(output_dir=tmp_path / "0", **SETTINGS | {"checkpointing_steps": 5}))
+    arguments = flags(tmp_path, resume_from_checkpoint="latest", private_folders=True)
+    assert start_ranks(start, 2, arguments) == [1, 1]
+    # one rank at least: it may be gone before the other one has read its answer
+    errors = [path.read_text() for path in tmp_path.glob("*/error.txt")]
+    assert any("must be on a file system that all machines share" in error for error in errors)
