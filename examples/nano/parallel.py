@@ -70,10 +70,14 @@ class Team:
         self.average_([parameter.grad for parameter in parameters])
 
     def copy_from_main_(self, tensors: Iterable[Tensor]) -> None:
-        """Give every rank rank 0's values."""
-        if self.world > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor, 0)
+        """Give float32 tensors rank 0's values, in one message."""
+        if self.world == 1:
+            return
+        tensors = list(tensors)
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.broadcast(flat, 0)
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
 
     def sum(self, value: float) -> float:
         """The sum of a number over the ranks."""

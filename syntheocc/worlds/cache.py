@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -198,6 +199,11 @@ def build_cache(
     job = _Job(
         split, seed, frames_per_scene, str(torch.device(device)), with_spc4, with_geometry, image_size, planes, preset
     )
+    warm_up = None
+    if workers and torch.device(device).type == "cuda":
+        # Compiles the kernels into the cache on the disk while the workers start: else each would compile them.
+        warm_up = Thread(target=_make_frames, args=(replace(job, frames_per_scene=1), scenes[0]))
+        warm_up.start()
     parts: list[FrameCache] = []
     spent: dict[str, float] = {}
     made = _frames_of_scenes(job, scenes, workers)
@@ -210,6 +216,8 @@ def build_cache(
                 break
     finally:
         made.close()
+        if warm_up is not None:
+            warm_up.join()
     cache = _joined(parts)
     if timings is not None:
         timings.update(spent, total=time.perf_counter() - began)
