@@ -1,7 +1,7 @@
 """Training frames on a device: for the judge, and for what is nearest among them."""
 
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from processes import of_all_ranks
@@ -36,6 +36,7 @@ def training_frames(args: Namespace, ranks: Ranks, device: torch.device, with_sp
         with_geometry=True,
         image_size=args.image_size,
     )
+    cache = replace(cache, depth=None)  # nothing here asks for the depth of training frames
     if folder:
         cache.save(folder)
     return cache
