@@ -242,8 +242,13 @@ def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
 @torch.no_grad()
 def encode_cache(vae: AutoencoderKL, images: Tensor, batch_size: int = 48) -> Tensor:
     """Latents float16 [N, V, C, h, w] of images uint8 [N, V, 3, H, W]."""
-    with torch.autocast(images.device.type, torch.float16, enabled=images.is_cuda):
-        parts = [encode(vae, part).half() for part in images.flatten(0, 1).split(batch_size)]
+    parts = []
+    for part in images.flatten(0, 1).split(batch_size):
+        with torch.autocast(images.device.type, torch.float16, enabled=images.is_cuda):
+            latents = encode(vae, part)
+        if not torch.isfinite(latents).all():  # beyond half precision on the way
+            latents = encode(vae, part)
+        parts.append(latents.half())
     return torch.cat(parts).unflatten(0, images.shape[:2])
 
 
