@@ -119,7 +119,9 @@ class TrainConfig(SampleConfig, LoopConfig):
     gradient_checkpointing: bool = flag(False, "compute activations again in the backward: less memory, slower")
     compile: Literal["no", "blocks", "whole"] = flag("no", "compile the transformer blocks, or the networks whole")
     enable_xformers_memory_efficient_attention: bool = flag(False, "use xformers where it is installed")
-    dataloader_num_workers: int = flag(4, "processes that read samples, per GPU; 0: in the training process")
+    dataloader_num_workers: int | None = flag(  # type: ignore[assignment]
+        None, "processes that read samples, per GPU; 0: in the training process (default 4, where there are the cores)"
+    )
 
     # validation and reports
     checkpointing_steps: int = flag(500, "save a checkpoint every so many steps; 0: only when interrupted")
@@ -216,6 +218,9 @@ class TrainConfig(SampleConfig, LoopConfig):
         config.mixed_precision = self.precision()
         config.occ_kind, config.train_modules = self.condition_kind, self.trained  # type: ignore[assignment]
         config.text_dropout = self.dropped_text
+        if config.dataloader_num_workers is None:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            config.dataloader_num_workers = min(4, cores // world)
         return config
 
     def precision(self) -> Literal["no", "fp16", "bf16"]:

@@ -8,6 +8,7 @@ Legend: S rows (samples x frames), F frames, V views, L tokens, D planes, K neig
 
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,8 +140,8 @@ class ClipDataset(Dataset):
     def __init__(self, clips: Sequence[Sequence[Frame]], read: FrameReader):
         self.clips = clips
         self.read = read
-        # All samples of a batch have the same views.
-        self.cameras = tuple(dict.fromkeys(name for clip in clips for frame in clip for name in frame.cameras.names))
+        # All samples of a batch have the same views: those that most of the frames have.
+        self.cameras = Counter(frame.cameras.names for clip in clips for frame in clip).most_common(1)[0][0]
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -252,12 +253,13 @@ def collate(samples: Sequence[Sequence[Row]]) -> TrainingBatch:
         condition = {"mpi_labels": mpi.labels, "nearest": mpi.nearest, "nearest_plane": mpi.nearest_plane}
     else:
         condition = {"grids": [row.grid for row in rows], "rigs": [row.rig for row in rows]}
-    pixels = "images" if first.images is not None else "latents"
+    images, latents = ([getattr(row, name) for row in rows] for name in ("images", "latents"))
     return TrainingBatch(
         input_ids=torch.stack([row.input_ids.expand(views, -1) for row in rows]),
         neighbors=neighbors,
         tokens=[row.token for row in rows],
         frames=len(samples[0]),
-        **{pixels: torch.stack([getattr(row, pixels) for row in rows])},
+        images=torch.stack(images) if first.images is not None else None,
+        latents=torch.stack(latents) if first.images is None else None,
         **condition,
     )

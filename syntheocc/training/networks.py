@@ -79,18 +79,17 @@ class PipelineSaver:
     def __call__(self, folder: Path) -> None:
         """Fill `folder` with a pipeline as `SyntheOccPipeline.from_pretrained` reads it."""
         with original_weights(self.step):
-            networks = {
-                "unet": _plain_copy(self.step.unet, MultiviewUNet2DConditionModel, self.dtype),
-                "controlnet": _plain_copy(self.step.controlnet, MPIControlNetModel, self.dtype),
-            }
+            unet = _plain_copy(self.step.unet, MultiviewUNet2DConditionModel, self.dtype)
+            controlnet = _plain_copy(self.step.controlnet, MPIControlNetModel, self.dtype)
         text_encoder = self.frozen.get("text_encoder", self.step.text_encoder)
         SyntheOccPipeline(
             # nn.Module.to, for diffusers' own warns of modules that would want float32 (this VAE has none)
             vae=nn.Module.to(copy.deepcopy(self.frozen["vae"]), self.dtype),
             text_encoder=nn.Module.to(copy.deepcopy(text_encoder), "cpu", self.dtype),
             tokenizer=self.tokenizer,
+            unet=unet,
+            controlnet=controlnet,
             scheduler=self.scheduler,
-            **networks,
         ).save_pretrained(folder)
 
 
@@ -118,7 +117,11 @@ def _continued(config: TrainConfig, start: str, generator: torch.Generator) -> S
     has_networks = (folder / "controlnet").is_dir() and (folder / "unet").is_dir()
     if has_networks or (not folder.is_dir() and _HUB_ID.fullmatch(start)):
         return SyntheOccPipeline.from_original(
-            base, folder if has_networks else start, dtype=torch.float32, variant=config.variant
+            base,
+            folder if has_networks else start,
+            dtype=torch.float32,
+            variant=config.variant,
+            revision=config.revision,
         )
     if (folder / "config.json").is_file():
         try:
@@ -147,7 +150,7 @@ def _check_condition(config: TrainConfig, controlnet: MPIControlNetModel, start:
             )
 
 
-def _plain_copy(network: Any, cls: type, dtype: torch.dtype) -> nn.Module:
+def _plain_copy(network: Any, cls: type, dtype: torch.dtype) -> Any:
     """A network of the plain class, on the CPU in one dtype, whatever training did to the original's modules."""
     with torch.device("meta"):
         plain = cls.from_config(network.config)  # type: ignore[attr-defined]

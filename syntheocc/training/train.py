@@ -40,7 +40,7 @@ def run(config: TrainConfig) -> int:
     clips = make_clips(frames, config.num_frames)
     order = ClassBalance([classes_of(clip) for clip in clips], config.seed) if config.use_cbgs else None
     sampler = EpochSampler(len(clips), config.seed, order)
-    global_batch, _ = config.batch_sizes(ranks.world)
+    global_batch, micro_batch = config.batch_sizes(ranks.world)
     steps = config.max_train_steps or sampler.steps(config.num_train_epochs, global_batch)
     asked = config.mixed_precision
     config = config.resolved(ranks.world, steps)
@@ -51,6 +51,8 @@ def run(config: TrainConfig) -> int:
         tell = note if ranks.is_main else lambda message: None
         if asked not in (None, config.mixed_precision):
             tell(f"no GPU: computing on the CPU, in float32 instead of {asked}")
+        if config.lr_scheduler != "constant" and config.lr_warmup_steps >= steps:
+            tell(f"lr_warmup_steps={config.lr_warmup_steps} of {steps} steps: learning_rate is never reached")
         if unreadable:
             tell(f"{len(unreadable)} samples of the infos are left out, the first: {next(iter(unreadable.values()))}")
         repository = _make_repository(config, ranks)
@@ -59,10 +61,10 @@ def run(config: TrainConfig) -> int:
             job.cache_latents(list({frame.token: frame for clip in clips for frame in clip}.values()))
             accelerator.wait_for_everyone()
         dataset = ClipDataset(clips, job.reader())
-        plan = derive_batch(config.global_batch_size, ranks.world, config.micro_batch_size)
+        plan = derive_batch(global_batch, ranks.world, micro_batch)
         tell(
             f"{len(clips)} samples of {len(dataset.cameras)} views{_clips(config)}, {steps} steps of "
-            f"{config.global_batch_size} samples ({plan.micro} x {plan.accumulation} on {plan.world} processes), "
+            f"{global_batch} samples ({plan.micro} x {plan.accumulation} on {plan.world} processes), "
             f"{config.mixed_precision if config.mixed_precision != 'no' else 'float32'}; "
             f"{job.trained / 1e6:.1f} M of {job.parameters / 1e6:.1f} M parameters are trained"
         )
@@ -130,6 +132,8 @@ class _Job:
             gradient_checkpointing=config.gradient_checkpointing,
             compile=config.compile,
         )
+        if not ranks.is_main:
+            self.step.originals.clear()  # the frozen weights before rounding: only who saves needs them
 
     def reader(self, pictures: bool = False) -> "FrameReader":
         """Reads frames for training; with `pictures`, the pictures themselves even where latents are cached."""

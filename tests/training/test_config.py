@@ -140,3 +140,5 @@ def test_what_was_open_is_filled_in_for_the_loop():
     assert (config.global_batch_size, config.micro_batch_size, config.max_train_steps) == (8, 1, 10)
     assert (config.occ_kind, config.train_modules, config.text_dropout) == ("syntheocc", "crossview+controlnet", 0.1)
     assert TrainConfig().global_batch_size is None
+    assert TrainConfig(dataloader_num_workers=9).resolved(2, 10).dataloader_num_workers == 9
+    assert 0 <= TrainConfig().resolved(1, 10).dataloader_num_workers <= 4
