@@ -79,7 +79,7 @@ def test_a_rendered_scene_agrees_with_itself_and_not_with_another():
     from syntheocc.worlds.camera_images import Shot, render_shots
     from syntheocc.worlds.lidar import camera_time
     from syntheocc.worlds.scene import make_scene
-    from syntheocc.worlds.stream import _rig_at
+    from syntheocc.worlds.stream import rig_at
 
     frames = []
     for seed in (3, 4):
@@ -88,7 +88,7 @@ def test_a_rendered_scene_agrees_with_itself_and_not_with_another():
         shots = [Shot(c, scene.ego.pose_at(camera_time(1.0, c)), camera_time(1.0, c)) for c in mounted]
         views = render_shots(scene, shots)
         images = torch.stack([view.image for view in views]).movedim(-1, 1).float() / 255
-        rig = _rig_at(scene, 1.0).select(("CAM_FRONT_LEFT", "CAM_FRONT"))
+        rig = rig_at(scene, 1.0).select(("CAM_FRONT_LEFT", "CAM_FRONT"))
         frames.append((images, torch.stack([view.depth for view in views]), rig))
     (images, depth, rig), (strange, _, _) = frames
     found = overlaps(depth, rig)
