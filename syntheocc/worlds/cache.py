@@ -17,7 +17,7 @@ import multiprocessing
 import pickle
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -152,7 +152,8 @@ class FrameCache:
         from safetensors.torch import load_file
 
         tensors = load_file(Path(folder) / "frames.safetensors")
-        return cls(**tensors, **json.loads((Path(folder) / "frames.json").read_text())).to(device)
+        values: dict[str, Any] = {**tensors, **json.loads((Path(folder) / "frames.json").read_text())}
+        return cls(**values).to(device)
 
 
 def build_cache(
@@ -248,7 +249,7 @@ class _Job:
 
 def _frames_of_scenes(
     job: _Job, scenes: Sequence[int], workers: int
-) -> Iterator[tuple["FrameCache", dict[str, float]]]:
+) -> Generator[tuple["FrameCache", dict[str, float]], None, None]:
     """Frames and stage times of the scenes in the given order, made ahead of their use by other processes.
 
     Close the iterator to stop early: scenes that nobody will take are then not begun.
@@ -324,7 +325,8 @@ class _Clock:
     """Adds up the seconds between laps, by name; waits for the device at each, so that they are the device's."""
 
     def __init__(self, device: torch.device):
-        self.device, self.seconds, self._last = device, {}, time.perf_counter()
+        self.device, self._last = device, time.perf_counter()
+        self.seconds: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
         if self.device.type == "cuda":
