@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from syntheocc import SyntheOccPipeline
+from syntheocc.commands.mpi import MPIConfig
+from syntheocc.commands.mpi import run as write_mpis
 from syntheocc.engine.trackers import read_log
+from syntheocc.occupancy.data.infos_writing import write_infos
 from syntheocc.training.config import TrainConfig
 from syntheocc.training.train import run
 
@@ -49,6 +52,40 @@ def test_cached_latents_give_the_curve_of_the_pictures(street):
     assert first.keys() == second.keys()
     for step in first:
         assert first[step] == pytest.approx(second[step], rel=1e-4)
+
+
+def test_mpi_files_give_the_curve_of_rendering(street):
+    """The published way, from files of gen_mtp, and rendering with the files' pixel origin: the same losses."""
+    settings = {"dataroot_path": street.root, "info_path": (str(street.info),), "occ_kind": "syntheocc_coarse"}
+    write_mpis(MPIConfig(**settings, mtp_path="mpis", height=4, width=6, num_planes=(256,)))
+    flags = {"learning_rate": 1e-3, "checkpointing_steps": 0, "max_train_steps": 3}
+    files = street.config(output_dir=street.root / "files", occ_kind=None, mtp_path="mpis", **flags)
+    assert files.condition_kind == "mpi" and run(files) == 0
+    assert run(street.config(output_dir=street.root / "rendered", pixel_origin="corner", **flags)) == 0
+    assert curve(street.root / "files") == curve(street.root / "rendered")
+    config = SyntheOccPipeline.from_pretrained(street.root / "files").controlnet.config
+    assert config.pixel_origin == "corner"
+
+
+def test_less_memory_is_the_same_curve(street):
+    """Gradient checkpointing, and a sample at a time instead of two."""
+    flags = {"learning_rate": 1e-3, "checkpointing_steps": 0, "max_train_steps": 3}
+    assert run(street.config(output_dir=street.root / "plain", train_batch_size=2, **flags)) == 0
+    assert run(street.config(output_dir=street.root / "small", gradient_checkpointing=True, **flags)) == 0
+    first, second = curve(street.root / "plain"), curve(street.root / "small")
+    assert list(first) == [1, 2, 3]
+    for step in first:
+        assert first[step] == pytest.approx(second[step], rel=1e-4)
+
+
+def test_one_camera_is_a_rig(street):
+    """Nothing to look at across views: the cross-view layers get no gradient, and nothing breaks."""
+    info = street.root / "front.pkl"
+    frames = [frame.select_cameras(["CAM_FRONT"]) for frame in street.frames]
+    write_infos(info, frames, style="openoccupancy", data_root=street.root)
+    assert run(street.config(info_path=(str(info),), validation_steps=2, num_validation_images=1)) == 0
+    assert list(curve(street.root / "out")) == [1, 2]
+    assert len(list((street.root / "out" / "validation").rglob("*.jpg"))) == 1
 
 
 def test_the_average_is_what_is_saved(street):
@@ -113,9 +150,6 @@ def test_what_is_missing_is_said_before_training(changes, message, street):
 
 
 def test_mpi_files_of_another_size_are_refused(street):
-    from syntheocc.commands.mpi import MPIConfig
-    from syntheocc.commands.mpi import run as write_mpis
-
     settings = {"dataroot_path": street.root, "info_path": (str(street.info),), "occ_kind": "syntheocc_coarse"}
     write_mpis(MPIConfig(**settings, mtp_path="mpis", height=8, width=6, num_planes=(256,), max_samples=1))
     with pytest.raises(ValueError, match="mpis have height 8, training wants 4; .*--height=4"):
