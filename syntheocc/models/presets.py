@@ -183,7 +183,7 @@ def caption_tokenizer(merges: Sequence[tuple[str, str]] | None = None):
 
     alphabet = _byte_characters()
     vocab = {token: index for index, token in enumerate([*alphabet, *(f"{token}</w>" for token in alphabet)])}
-    merges = _merges_of(CAPTION_WORDS) if merges is None else [tuple(pair) for pair in merges]
+    merges = _merges_of(CAPTION_WORDS) if merges is None else [(first, second) for first, second in merges]
     for pair in merges:
         vocab.setdefault("".join(pair), len(vocab))
     for token in ("<|startoftext|>", "<|endoftext|>"):

@@ -295,9 +295,6 @@ def _one_thread() -> None:
 
 # Pickled in the workers: tensors would otherwise travel as shared memory, of which containers have little.
 def _frames_bytes(job: _Job, number: int) -> bytes:
-    device = torch.device(job.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # Triton launches on the current device
     frames, stages = _make_frames(job, number)
     return pickle.dumps((frames.to("cpu"), stages), protocol=5)
 
@@ -313,7 +310,10 @@ def _make(seed: int, split: str, image_size: tuple[int, int]) -> Any:
 
 
 def _make_frames(job: _Job, number: int) -> tuple["FrameCache", dict[str, float]]:
-    clock = _Clock(torch.device(job.device))
+    device = torch.device(job.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # Triton launches on the current device, which every thread has its own of
+    clock = _Clock(device)
     scene = _make(scene_seed(job.seed, job.split, number), job.split, job.image_size)
     clock.lap("scene")
     times = frame_times(job.seed, job.split, number, job.frames_per_scene, scene.key_times)
