@@ -311,7 +311,7 @@ def _make(seed: int, split: str, image_size: tuple[int, int]) -> Any:
 
 def _make_frames(job: _Job, number: int) -> tuple["FrameCache", dict[str, float]]:
     device = torch.device(job.device)
-    if device.type == "cuda":
+    if device.index is not None:
         torch.cuda.set_device(device)  # Triton launches on the current device, which every thread has its own of
     clock = _Clock(device)
     scene = _make(scene_seed(job.seed, job.split, number), job.split, job.image_size)
