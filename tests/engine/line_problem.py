@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,9 +64,10 @@ class Line(nn.Module):
     def forward(self, batch, step, positions):
         config = self.config
         if step == config.signal_at and positions[0] == config.signal_rank * len(positions):  # once a step
-            # as a scheduler does: to the reading processes too
-            for process in [*multiprocessing.active_children(), multiprocessing.current_process()]:
-                os.kill(process.pid, getattr(signal, config.signal_name))
+            # as a scheduler does: from outside, and to the reading processes too
+            processes = [*multiprocessing.active_children(), multiprocessing.current_process()]
+            number = int(getattr(signal, config.signal_name))
+            subprocess.run(["kill", f"-{number}", *(str(process.pid) for process in processes)], check=True)
         noise = [torch.randn(2, generator=sample_generator(config.seed, step, position)) for position in positions]
         x = batch["x"] + 0.01 * torch.stack(noise).to(batch["x"].device) + 0 * self.frozen(batch["x"])
         error = self.second(self.dropout(self.first(x).relu())) - batch["y"]
