@@ -13,7 +13,7 @@ from typing import Any
 
 import held_out
 import torch
-from condition_coding import ARMS, CodedEncoder, samples_per_cell
+from condition_coding import ARMS, DENSE, CodedEncoder, samples_per_cell
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from drawing import Drawer, load_pipeline
 from follow import Scorer, the_judge
@@ -149,8 +149,12 @@ def train(step: ArmStep, arm: str, lessons: Lessons, args: Namespace, stop: int,
     """Train `stop` steps of the schedule of `step.max_train_steps`: the average weights, and the loss in tenths."""
     device, total = step.device, step.max_train_steps
     trained = {name: p for name, p in step.named_parameters() if p.requires_grad}
+    encoder = step.controlnet.controlnet_cond_embedding
+    wide = [encoder.layers[2].weight] if arm in DENSE else []
+    others = [p for p in trained.values() if all(p is not one for one in wide)]
+    groups = [{"params": others, "factor": 1.0}, {"params": wide, "factor": encoder.rate_of_wide_layer}]
     optimizer = torch.optim.AdamW(
-        trained.values(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-2, fused=device.type == "cuda"
+        groups, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-2, fused=device.type == "cuda"
     )
     ema = EMA(trained, EMA_DECAY)
     picker = torch.Generator().manual_seed(step.seed)
@@ -162,7 +166,7 @@ def train(step: ArmStep, arm: str, lessons: Lessons, args: Namespace, stop: int,
     for i in range(stop):
         rate = min((i + 1) / WARMUP, 0.5 * (1 + math.cos(math.pi * i / total)))
         for parameters in optimizer.param_groups:
-            parameters["lr"] = LEARNING_RATE * rate
+            parameters["lr"] = LEARNING_RATE * rate * parameters["factor"]
         pick = torch.randint(len(labels), (args.train_batch,), generator=picker)
         here = pick.to(device)
         batch = TrainingBatch(

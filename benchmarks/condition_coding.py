@@ -102,9 +102,13 @@ class CodedEncoder(nn.Module):
             raise ValueError(f"no arm is named {arm!r}; known: {', '.join(ARMS)}")
         self.arm = arm
         embedded = (PLANES + 1) * TABLE.num_classes * out_channels + 2 * (out_channels + 1) * out_channels
+        #: Factor on the learning rate of the widened layer's weights, by fan-in as muP has it (Yang et al. 2022): with
+        #: Adam a layer that is a hundred times as wide would otherwise move its output a hundred times as fast.
+        self.rate_of_wide_layer = 1.0
         if arm in DENSE:
             channels, self.code = DENSE[arm]
             hidden = round((embedded - out_channels) / (channels + 1 + out_channels))
+            self.rate_of_wide_layer = out_channels / hidden
             self.layers = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, out_channels, 1))
         else:
             self.code = EMBEDDED[arm]

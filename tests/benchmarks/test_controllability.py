@@ -67,6 +67,9 @@ def test_the_first_layers_of_all_arms_are_of_one_size_and_read_what_they_should(
         empty = encoder(torch.zeros(1, 256, 1, 1, dtype=torch.uint8), torch.zeros(1, 1, 1, dtype=torch.uint8))
         assert torch.equal(null, empty)
     assert max(sizes.values()) < 1.01 * min(sizes.values())
+    wide = CodedEncoder("rgb", 16)
+    assert wide.rate_of_wide_layer == 16 / wide.layers[2].in_channels < 0.01
+    assert CodedEncoder("categorical", 16).rate_of_wide_layer == 1
     with pytest.raises(ValueError, match="no arm"):
         CodedEncoder("depth", 16)
 
