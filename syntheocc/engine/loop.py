@@ -196,7 +196,8 @@ class _Loop:
             seed=mix_seed(config.seed, accelerator.process_index, self.step),
         )
         if self.main:
-            self.trackers = make_trackers(config, plain_settings(config), self.step)
+            own = resumed is not None and resumed.parent.resolve() == config.output_dir.resolve()
+            self.trackers = make_trackers(config, plain_settings(config), self.step if own else 0)
 
     def _check(self) -> None:
         """What can be wrong before anything is loaded."""

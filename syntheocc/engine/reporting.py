@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # So many steps in a row without a finite loss or gradient end the run.
 NON_FINITE_LIMIT = 5
+# So many unreadable samples are named on the screen.
+_SHOWN = 20
 
 
 class Reporter:
@@ -74,7 +76,10 @@ class Reporter:
             if sample.token in self.bad_samples:
                 continue
             self.bad_samples[sample.token] = sample.reason
-            note(f"sample {sample.token} cannot be read, the next one takes its place: {sample.reason}")
+            if len(self.bad_samples) <= _SHOWN:
+                note(f"sample {sample.token} cannot be read, the next one takes its place: {sample.reason}")
+            elif len(self.bad_samples) == _SHOWN + 1:
+                note(f"more samples cannot be read; all are listed in {self._bad_file}")
             if sample.token in self._listed:
                 continue
             self._bad_file.parent.mkdir(parents=True, exist_ok=True)

@@ -235,6 +235,9 @@ def test_samples_that_cannot_be_read_are_listed_and_replaced(tmp_path, capsys):
         replaced.x[index], replaced.y[index] = replaced.x[by], replaced.y[by]
     train(config(tmp_path / "replaced", **settings), points=replaced)
     assert curve(tmp_path / "bad") == curve(tmp_path / "replaced")
+    train(config(tmp_path / "many", num_points=50, max_train_steps=13), points=Points(50, bad=range(49)))
+    assert capsys.readouterr().err.count("cannot be read, the next") == 20  # and 29 more, listed in the file
+    assert len((tmp_path / "many" / "bad_samples.jsonl").read_text().splitlines()) == 49
     with pytest.raises(ValueError, match="none of the dataset's 6 samples can be read"):
         train(config(tmp_path / "none", **settings), points=Points(6, bad=range(6)))
 

@@ -5,6 +5,7 @@ from line_problem import Line, LineConfig, Points, train
 from syntheocc.engine.checkpoints import CheckpointFolder
 from syntheocc.engine.loop import run_loop
 from syntheocc.engine.samplers import EpochSampler
+from syntheocc.engine.trackers import read_log
 
 
 def config(folder, **settings):
@@ -29,7 +30,9 @@ def test_runs_are_not_mixed_in_one_folder(trained):
 
 
 def test_a_checkpoint_may_begin_a_run_elsewhere(trained, tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 5.0}\n')  # of a run that never came to a checkpoint
     result, _ = train(config(tmp_path, resume_from_checkpoint=str(trained / "checkpoint-2")))
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [3, 4]
     assert (
         result.step == 4
         and (tmp_path / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
