@@ -12,7 +12,9 @@ from syntheocc.training.config import TrainConfig
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
 
+    from syntheocc.engine.samplers import EpochSampler
     from syntheocc.occupancy.data.frames import Frame
     from syntheocc.training.dataset import FrameReader
     from syntheocc.training.step import SyntheOccStep
@@ -27,72 +29,83 @@ def run(config: TrainConfig) -> int:
         ValueError: settings, data or weights that do not fit, before training begins; or what `run_loop` raises.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizer is used in forked readers
-    _quiet_loading()
-    from syntheocc.engine.batch import derive_batch
-    from syntheocc.engine.loop import make_accelerator, run_loop
-    from syntheocc.engine.samplers import EpochSampler
-    from syntheocc.training.cbgs import ClassBalance, classes_of
-    from syntheocc.training.dataset import ClipDataset, collate, make_clips
-
     ranks = Ranks.from_environment()
     frames, unreadable = config.read_frames()
     files = _check_conditions(config)
+    _quiet_loading()
+    from syntheocc.engine.loop import make_accelerator
+    from syntheocc.engine.samplers import EpochSampler
+    from syntheocc.training.cbgs import ClassBalance, classes_of
+    from syntheocc.training.dataset import make_clips
+
     clips = make_clips(frames, config.num_frames)
     order = ClassBalance([classes_of(clip) for clip in clips], config.seed) if config.use_cbgs else None
     sampler = EpochSampler(len(clips), config.seed, order)
-    global_batch, micro_batch = config.batch_sizes(ranks.world)
+    global_batch, _ = config.batch_sizes(ranks.world)
     steps = config.max_train_steps or sampler.steps(config.num_train_epochs, global_batch)
     asked = config.mixed_precision
     config = config.resolved(ranks.world, steps)
     if all(len(frame.cameras) == 1 for frame in frames):
         config.find_unused_parameters = True  # nothing looks at a neighbour
     accelerator = make_accelerator(config)
-    try:
-        tell = note if ranks.is_main else lambda message: None
+    if ranks.is_main:
         if asked not in (None, config.mixed_precision):
-            tell(f"no GPU: computing on the CPU, in float32 instead of {asked}")
+            note(f"no GPU: computing on the CPU, in float32 instead of {asked}")
         if config.lr_scheduler != "constant" and config.lr_warmup_steps >= steps:
-            tell(f"lr_warmup_steps={config.lr_warmup_steps} of {steps} steps: learning_rate is never reached")
+            note(f"lr_warmup_steps={config.lr_warmup_steps} of {steps} steps: learning_rate is never reached")
         if unreadable:
-            tell(f"{len(unreadable)} samples of the infos are left out, the first: {next(iter(unreadable.values()))}")
-        repository = _make_repository(config, ranks)
-        job = _Job(config, ranks, accelerator.device, files)
-        if config.cache_latents:
-            job.cache_latents(list({frame.token: frame for clip in clips for frame in clip}.values()))
-            accelerator.wait_for_everyone()
-        dataset = ClipDataset(clips, job.reader())
-        plan = derive_batch(global_batch, ranks.world, micro_batch)
-        tell(
-            f"{len(clips)} samples of {len(dataset.cameras)} views{_clips(config)}, {steps} steps of "
-            f"{global_batch} samples ({plan.micro} x {plan.accumulation} on {plan.world} processes), "
-            f"{config.mixed_precision if config.mixed_precision != 'no' else 'float32'}; "
-            f"{job.trained / 1e6:.1f} M of {job.parameters / 1e6:.1f} M parameters are trained"
-        )
-        result = run_loop(
-            config,
-            module=job.step,
-            dataset=dataset,
-            collate=collate,
-            sampler=sampler,
-            save_model=job.save,
-            validate=job.validation(clips),
-            accelerator=accelerator,
-        )
-        if result.interrupted:
-            tell(f"stopped after step {result.step} of {steps}; --resume_from_checkpoint=latest goes on from there")
-            return 130
-        if ranks.is_main:
-            job.write_card(len(clips), result.step)
-            loss = "" if result.loss is None else f", loss {result.loss:.4f}"
-            print(f"trained {result.step} steps{loss}: {config.output_dir}")
-            if repository is not None:
-                from syntheocc.training.model_card import push_folder
+            first = next(iter(unreadable.values()))
+            note(f"{len(unreadable)} samples of the infos are left out, the first: {first}")
+    status = _train(config, ranks, accelerator, clips, sampler, files)
+    # Not after an error: a rank that is alone with it would wait for the others.
+    if ranks.world > 1:
+        accelerator.end_training()
+    return status
 
-                print(f"uploaded to {push_folder(config.output_dir, repository)}")
-        return 0
-    finally:
-        if ranks.world > 1:
-            accelerator.end_training()
+
+def _train(
+    config: TrainConfig,
+    ranks: Ranks,
+    accelerator: "Accelerator",
+    clips: Sequence[Sequence["Frame"]],
+    sampler: "EpochSampler",
+    files: dict[str, Any],
+) -> int:
+    """Networks, data and the loop, with settings that are complete; returns the exit status."""
+    from syntheocc.engine.loop import run_loop
+    from syntheocc.training.dataset import ClipDataset, collate
+
+    repository = _make_repository(config, ranks)
+    job = _Job(config, ranks, accelerator.device, files)
+    if config.cache_latents:
+        job.cache_latents(list({frame.token: frame for clip in clips for frame in clip}.values()))
+        accelerator.wait_for_everyone()
+    dataset = ClipDataset(clips, job.reader())
+    if ranks.is_main:
+        note(f"{len(clips)} samples of {len(dataset.cameras)} views, {job.summary()}")
+    result = run_loop(
+        config,
+        module=job.step,
+        dataset=dataset,
+        collate=collate,
+        sampler=sampler,
+        save_model=job.save,
+        validate=job.validation(clips),
+        accelerator=accelerator,
+    )
+    if result.interrupted:
+        if ranks.is_main:
+            note(f"stopped after step {result.step}; --resume_from_checkpoint=latest goes on from there")
+        return 130
+    if ranks.is_main:
+        job.write_card(len(clips), result.step)
+        loss = "" if result.loss is None else f", loss {result.loss:.4f}"
+        print(f"trained {result.step} steps{loss}: {config.output_dir}")
+        if repository is not None:
+            from syntheocc.training.model_card import push_folder
+
+            print(f"uploaded to {push_folder(config.output_dir, repository)}")
+    return 0
 
 
 class _Job:
@@ -134,6 +147,21 @@ class _Job:
         )
         if not ranks.is_main:
             self.step.originals.clear()  # the frozen weights before rounding: only who saves needs them
+
+    def summary(self) -> str:
+        """What the job is about to do, for the screen."""
+        from syntheocc.engine.batch import derive_batch
+
+        config = self.config
+        assert config.global_batch_size is not None
+        plan = derive_batch(config.global_batch_size, self.ranks.world, config.micro_batch_size)
+        clips = f"clips of {config.num_frames} frames, " if config.num_frames > 1 else ""
+        precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
+        return (
+            f"{clips}{config.max_train_steps} steps of {plan.global_batch_size} samples ({plan.micro} x "
+            f"{plan.accumulation} on {plan.world} processes), {precision}; {self.trained / 1e6:.1f} M of "
+            f"{self.parameters / 1e6:.1f} M parameters are trained"
+        )
 
     def reader(self, pictures: bool = False) -> "FrameReader":
         """Reads frames for training; with `pictures`, the pictures themselves even where latents are cached."""
@@ -269,10 +297,6 @@ def _make_repository(config: TrainConfig, ranks: Ranks) -> str | None:
     from syntheocc.training.model_card import check_hub
 
     return check_hub(config)
-
-
-def _clips(config: TrainConfig) -> str:
-    return f" x {config.num_frames} frames" if config.num_frames > 1 else ""
 
 
 def _quiet_loading() -> None:

@@ -17,14 +17,14 @@ from syntheocc.training.config import TrainConfig
 from syntheocc.training.train import run
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 12
+STEPS = 8
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> Path:
-    """One training scene of three key frames, 48x32."""
+    """One training scene of two key frames, 48x32."""
     root = tmp_path_factory.mktemp("world")
-    assert make_world(WorldConfig(out=root, scenes=1, val_scenes=0, key_frames=3, size="48x32", workers=1)) == 0
+    assert make_world(WorldConfig(out=root, scenes=1, val_scenes=0, key_frames=2, size="48x32", workers=1)) == 0
     return root
 
 
