@@ -152,7 +152,9 @@ def train(step: ArmStep, arm: str, lessons: Lessons, args: Namespace, stop: int,
     encoder = step.controlnet.controlnet_cond_embedding
     wide = [encoder.layers[2].weight] if arm in DENSE else []
     others = [p for p in trained.values() if all(p is not one for one in wide)]
-    groups = [{"params": others, "factor": 1.0}, {"params": wide, "factor": encoder.rate_of_wide_layer}]
+    groups = [{"params": others, "factor": 1.0}]
+    if wide:
+        groups.append({"params": wide, "factor": encoder.rate_of_wide_layer})
     optimizer = torch.optim.AdamW(
         groups, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-2, fused=device.type == "cuda"
     )
