@@ -50,7 +50,7 @@ def flags(world, sd_folder) -> dict:
 def start(launcher: list[str], flags: dict, **changes) -> subprocess.Popen:
     """`train.py` in two processes without GPUs."""
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
-    environ |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     arguments = [f"--{name}={value}" for name, value in {**flags, **changes}.items()]
     command = [sys.executable, "-m", *launcher, str(ROOT / "train.py"), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ)
@@ -101,7 +101,7 @@ def test_two_processes_stop_resume_and_keep_the_curve(flags, tmp_path):
 
 
 def test_without_a_launcher_bad_settings_are_one_line(flags, tmp_path):
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, str(ROOT / "train.py"), "--dataroot_path=no/such/place"]
     done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=tmp_path, timeout=120)
     assert done.returncode == 2
