@@ -68,10 +68,11 @@ def test_mpi_files_give_the_curve_of_rendering(street):
 
 
 def test_less_memory_is_the_same_curve(street):
-    """Gradient checkpointing, and a sample at a time instead of two."""
+    """Gradient checkpointing, and a sample at a time instead of two; xformers is asked for, and is not there."""
     flags = {"learning_rate": 1e-3, "checkpointing_steps": 0, "max_train_steps": 3}
     assert run(street.config(output_dir=street.root / "plain", train_batch_size=2, **flags)) == 0
-    assert run(street.config(output_dir=street.root / "small", gradient_checkpointing=True, **flags)) == 0
+    small = {"gradient_checkpointing": True, "enable_xformers_memory_efficient_attention": True}
+    assert run(street.config(output_dir=street.root / "small", **small, **flags)) == 0
     first, second = curve(street.root / "plain"), curve(street.root / "small")
     assert list(first) == [1, 2, 3]
     for step in first:
