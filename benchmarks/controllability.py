@@ -26,7 +26,10 @@ def parser() -> argparse.ArgumentParser:
     both.add_argument("--judge", type=Path, help="folder of a trained judge; without one it is trained first")
     both.add_argument("--judge_seconds", type=float, default=45, help="time to train the judge")
     both.add_argument(
-        "--split", choices=("val", "test"), default="val", help="val = development, test = final figures"
+        "--split",
+        choices=("val", "test", "train"),
+        default="val",
+        help="val = development, test = final figures; train, with another --seed: new scenes of known assets",
     )
     both.add_argument("--judge_batch", type=int, default=96, help="images a step of a rank")
     both.add_argument("--cache", type=Path, help="folder (of a RAM disk) that keeps training frames for another run")
@@ -71,6 +74,8 @@ def main(argv: list[str] | None = None) -> dict | None:
     if args.workers is None:
         world = int(os.environ.get("WORLD_SIZE", "1"))
         args.workers = max(1, (os.cpu_count() or 1) // world - 1)
+    if args.split == "train" and args.seed == args.training_seed:
+        raise SystemExit("the training split is held out under another --seed than --training_seed only")
     if args.scenes is None:
         args.scenes = 64 if args.mode == "sweep" else 200
     if args.smoke:
