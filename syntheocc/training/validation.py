@@ -33,6 +33,7 @@ class _LivePipeline(SyntheOccPipeline):
     """The pipeline on networks in training: some weights are float32 masters, computing is in half precision."""
 
     compute_dtype: torch.dtype = torch.float32
+    decode_batch_size = 1  # beside optimizer and gradients, memory is dearer than a second a validation
 
     def check_inputs(self, **call: Any) -> Any:
         return check_call(self, **call)  # but not that the weights have one dtype

@@ -120,6 +120,17 @@ def test_damaged_samples_are_replaced_and_listed(street):
     assert any("CAM_BACK" in entry["reason"] for entry in listed)
 
 
+def test_the_loss_is_what_the_flags_say(street):
+    """Without weights it is the plain mean squared error; the prediction type goes into the saved scheduler."""
+    weighted, plain = street.root / "weighted", street.root / "plain"
+    assert run(street.config(output_dir=weighted)) == 0
+    assert run(street.config(output_dir=plain, foreground_weights=False, prediction_type="v_prediction")) == 0
+    assert all(curve(weighted)[step] > curve(weighted, "mse")[step] for step in (1, 2)), "a car is in sight"
+    assert curve(plain) == pytest.approx(curve(plain, "mse"), rel=1e-6)
+    assert SyntheOccPipeline.from_pretrained(plain).scheduler.config.prediction_type == "v_prediction"
+    assert SyntheOccPipeline.from_pretrained(weighted).scheduler.config.prediction_type == "epsilon"
+
+
 def test_class_balance_draws_the_rare_class_as_often(street):
     """Four samples with cars and two with buses: 6 // 11 rounds up to one draw of each, two samples an epoch."""
     config = street.config(use_cbgs=True, max_train_steps=None, num_train_epochs=3)
