@@ -37,7 +37,13 @@ def frames(team: Team, args: argparse.Namespace) -> tuple[FrameCache, FrameCache
     return train, held_out
 
 
-def trained_vae(team: Team, args: argparse.Namespace, train: FrameCache, held_out: FrameCache) -> AutoencoderKL:
+def trained_vae(
+    team: Team,
+    args: argparse.Namespace,
+    train: FrameCache,
+    held_out: FrameCache,
+    init: SyntheOccPipeline | None,
+) -> AutoencoderKL:
     """The VAE; kept in the work folder with the held-out frames, writes reconstructions.png."""
     vae = train_vae(
         team,
@@ -50,7 +56,8 @@ def trained_vae(team: Team, args: argparse.Namespace, train: FrameCache, held_ou
         adversarial_from=args.adversarial_from,
         max_steps=args.max_steps,
         compile=args.vae_compile,
-        seed=args.seed,
+        seed=args.seed + args.first_scene,
+        weights=None if init is None else init.vae.state_dict(),
     )
     if team.is_main:
         vae.save_pretrained(args.work / "vae")
@@ -103,7 +110,8 @@ def run(args: argparse.Namespace) -> None:
     if team.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
-    tokenizer = train_tokenizer()
+    init = None if args.init is None else SyntheOccPipeline.from_pretrained(args.init, dtype=torch.float32)
+    tokenizer = train_tokenizer() if init is None else init.tokenizer
     if team.is_main:
         tokenizer.save_pretrained(args.work / "tokenizer")
     saved = args.data / f"rank{team.rank}of{team.world}"
@@ -113,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
         team.log(f"{len(bank)} frames of rank 0 read from {args.data}")
     else:
         train, held_out = frames(team, args)
-        vae = trained_vae(team, args, train, held_out)
+        vae = trained_vae(team, args, train, held_out, init)
         bank = Bank.of(train, encode_cache(vae, train.images))
         team.log(f"latents: deviation {float(bank.latents.float().std()):.3f}")
         del train
@@ -133,7 +141,8 @@ def run(args: argparse.Namespace) -> None:
         layout=args.layout,
         folder=args.work / "checkpoints",
         resume=args.work / "checkpoints" if args.resume else None,
-        seed=args.seed,
+        init=None if init is None else init.components,
+        seed=args.seed + args.first_scene,
     )
     if team.is_main:
         folder = args.output / "syntheocc-nano" if args.unpacked else args.work / "syntheocc-nano"

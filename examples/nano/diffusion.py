@@ -125,6 +125,7 @@ def train_diffusion(
     layout: str = "fused",
     folder: Path | None = None,
     resume: Path | None = None,
+    init: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Components with averaged weights, float32, on the CPU: unet, controlnet, text_encoder, tokenizer, scheduler.
@@ -143,9 +144,12 @@ def train_diffusion(
         layout: "fused" (`prepare_for_training`), "compiled" (the same and its blocks compiled) or "autocast".
         folder: where a checkpoint is written every minute (rank 0).
         resume: folder of checkpoints whose newest is continued.
+        init: networks (unet, controlnet, text_encoder) to begin with.
         seed: of weights, batches and noise.
     """
     components = new_components(seed, size, bank.latents.shape[2], tokenizer)
+    for name in NETWORKS if init is not None else ():
+        components[name].load_state_dict(init[name].state_dict())
     step = make_step(components, seed, max_train_steps=max_steps or max(100, int(seconds * 10)))
     step.to(team.device)
     parameters = trainable_parameters(step, "all", text_encoder=True)

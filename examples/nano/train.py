@@ -2,6 +2,7 @@
 
     torchrun --standalone --nproc_per_node 4 examples/nano/train.py --output results    # ~11.5 minutes on four H200
     python examples/nano/train.py --smoke --output outputs/nano-smoke                   # a minute on a CPU
+    torchrun ... examples/nano/train.py --init ckp/syntheocc-nano --first_scene 3000 ...    # better, on new scenes
     torchrun ... examples/nano/train.py --resume --output results      # go on where a job with --keep_data ended
 
 Every stage runs for the seconds that it is given. Every rank makes its own frames and keeps them, and their latents,
@@ -19,6 +20,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     parser.add_argument("--work", type=Path, help="folder to resume from (default: <output>/work)")
     parser.add_argument("--resume", action="store_true", help="keep the work folder's VAE and continue its diffusion")
+    parser.add_argument("--init", type=Path, help="pipeline folder whose networks are trained further, VAE included")
     parser.add_argument("--keep_data", action="store_true", help="write the latents and conditions, for --resume")
     parser.add_argument("--data", type=Path, help="where to (default: <work>/data); gigabytes, /dev/shm is fast")
     parser.add_argument("--render_seconds", type=float, default=100, help="time to make frames")

@@ -3,9 +3,10 @@
     torchrun --standalone --nproc_per_node 4 examples/nano/train.py --stages cache,vae ...     # see train.py
 
 Losses: absolute error (foreground counts twice, for it is small), differences between neighbouring pixels at three
-scales and structural similarity, which keep edges and texture; a light Kullback-Leibler term; and towards the end a
-small patch discriminator. The latents' mean and deviation are then folded into the 1x1 convolutions around them, so
-that every channel has mean 0 and deviation 1 and the scaling factor is 1.
+scales and structural similarity, which keep edges and texture; the difference of colours without brightness, for
+saturated colours are rare and small (lights, cones, lacquer) and are otherwise learned last; a light Kullback-Leibler
+term; and towards the end a small patch discriminator. The latents' mean and deviation are then folded into the 1x1
+convolutions around them, so that every channel has mean 0 and deviation 1 and the scaling factor is 1.
 
 Legend: N pictures, H W pixels, C latent channels, h w latent pixels.
 """
@@ -22,7 +23,7 @@ from syntheocc.models.presets import tiny_components
 from syntheocc.worlds.cache import FrameCache
 
 FOREGROUND_WEIGHT = 2.0
-GRADIENT_WEIGHT, SSIM_WEIGHT, KL_WEIGHT = 1.0, 0.2, 1e-4
+GRADIENT_WEIGHT, SSIM_WEIGHT, COLOR_WEIGHT, KL_WEIGHT = 1.0, 0.2, 1.5, 1e-4
 # The discriminator's gradient at the last layer is this share of the other losses'.
 ADVERSARIAL_SHARE = 0.15
 
@@ -144,11 +145,13 @@ def losses(
             small, large = F.avg_pool2d(small, 2), F.avg_pool2d(large, 2)
         for dim in (2, 3):
             gradient = gradient + (small.diff(dim=dim) - large.diff(dim=dim)).abs().mean()
+    color, true_color = (F.avg_pool2d(x - x.mean(1, keepdim=True), 2) for x in (made, real))
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     return {
         "l1": ((made - real).abs() * weight).mean(),
         "gradient": GRADIENT_WEIGHT / 3 * gradient,
         "ssim": SSIM_WEIGHT * (1 - ssim(made, real)),
+        "color": COLOR_WEIGHT * (color - true_color).abs().mean(),
         "kl": KL_WEIGHT * divergence,
     }
 
