@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from syntheocc.engine.files import read_json
-
 if TYPE_CHECKING:
     from syntheocc.occupancy.data.frames import Frame
 
@@ -43,6 +41,8 @@ class Captions:
         """
         if path is None:
             return cls(prompt, use_captions)
+        from syntheocc.engine.files import read_json
+
         written = read_json(path)
         if not isinstance(written, dict):
             raise ValueError(f"{path}: captions are a JSON object token -> text, got a {type(written).__name__}")

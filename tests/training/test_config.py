@@ -1,5 +1,7 @@
 """The flags: every published one, what they mean together, and what they refuse."""
 
+import subprocess
+import sys
 import typing
 
 import pytest
@@ -43,6 +45,18 @@ def test_the_published_settings_are_the_defaults():
     assert (config.num_train_epochs, config.width, config.height) == (6, 800, 448)
     assert config.prompt == "show a photorealistic street view image"
     assert config.batch_sizes(8) == (8, 1)
+
+
+def test_help_answers_at_once():
+    code = (
+        "import sys\nfrom syntheocc.engine.flags import parse_flags\n"
+        "from syntheocc.training.config import TrainConfig\n"
+        "try:\n    parse_flags(TrainConfig, ['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'diffusers', 'numpy', 'transformers'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--use_cbgs" in done.stdout
 
 
 def test_an_unknown_flag_is_an_error(capsys):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from syntheocc.engine.files import read_json
 from syntheocc.engine.flags import flag
 
 if TYPE_CHECKING:
@@ -167,5 +166,7 @@ def mpi_stems(frame: "Frame", root: Path, folder: str) -> dict[str, Path]:
 
 def mpi_settings(folder: Path) -> dict[str, Any]:
     """What the MPI files of `folder` were made with: at least the keys of `RELEASED_MPI_SETTINGS`."""
+    from syntheocc.engine.files import read_json
+
     path = folder / MPI_SETTINGS_FILE
     return RELEASED_MPI_SETTINGS | (read_json(path) if path.is_file() else {})
