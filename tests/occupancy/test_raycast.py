@@ -13,6 +13,7 @@ from syntheocc.occupancy.rendering.raycast import cast_rays
 
 BACKENDS = [
     "reference",
+    "torch",
     pytest.param("numba", marks=pytest.mark.skipif(not has_module("numba"), reason="needs numba")),
 ]
 DTYPES = [torch.float32, torch.float64]
@@ -111,7 +112,8 @@ def test_published_checksums_of_all_lidar_rays(backend, origin, hits, total, fla
 
 @pytest.mark.skipif(not has_module("numba"), reason="needs numba")
 @pytest.mark.parametrize("distance", ["exit", "entry"])
-def test_paths_agree_to_the_last_bit(distance):
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_paths_agree_to_the_last_bit(distance, backend):
     g = torch.Generator().manual_seed(0)
     origins = torch.rand(6000, 3, generator=g, dtype=torch.float64) * 24 - 6
     directions = torch.randn(6000, 3, generator=g, dtype=torch.float64)
@@ -122,7 +124,7 @@ def test_paths_agree_to_the_last_bit(distance):
     spec = GridSpec((-1.0, 0.0, 1.0), (1.0, 0.5, 2.0), (12, 10, 8))
     occupied = pattern(spec.shape, 29)
     slow = cast_rays(occupied, origins, directions, spec, distance, backend="reference")
-    fast = cast_rays(occupied, origins, directions, spec, distance, backend="numba")
+    fast = cast_rays(occupied, origins, directions, spec, distance, backend=backend)
     assert all(torch.equal(a, b) for a, b in zip(slow, fast, strict=True))
     assert 100 < int(slow[2].sum()) < 5900
 
