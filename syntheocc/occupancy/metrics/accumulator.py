@@ -19,6 +19,7 @@ class MetricResult(dict):
         figures: the summary, e.g. ``{"RayIoU": 0.37, "RayIoU@1": ...}``.
         per_class: class name -> column -> value; counts are integers.
         definition: what was measured: the metric's name, classes, mask, thresholds, ...
+        plain: figures and columns that are no fractions (m/s), which the table prints as they are.
 
     Example:
         >>> result = MetricResult({"mIoU": 0.25}, {"car": {"IoU": 0.25, "gt": 4}}, {"metric": "OccupancyIoU"})
@@ -30,8 +31,15 @@ class MetricResult(dict):
         OccupancyIoU
     """
 
-    def __init__(self, figures: Mapping[str, float], per_class: Mapping[str, Mapping], definition: Mapping[str, Any]):
+    def __init__(
+        self,
+        figures: Mapping[str, float],
+        per_class: Mapping[str, Mapping],
+        definition: Mapping[str, Any],
+        plain: Iterable[str] = (),
+    ):
         super().__init__(figures)
+        self._plain = frozenset(plain)
         self.per_class = {name: dict(row) for name, row in per_class.items()}
         self.definition = dict(definition)
 
@@ -41,9 +49,16 @@ class MetricResult(dict):
         width = max([len("class"), *map(len, self.per_class), *map(len, self)]) + 1
         lines = [f"{'class':<{width}}" + "".join(f"{column:>12}" for column in columns)] if columns else []
         for name, row in self.per_class.items():
-            lines.append(f"{name:<{width}}" + "".join(_cell(row.get(column)) for column in columns))
-        lines += [f"{name:<{width}}{_cell(value)}" for name, value in self.items()]
+            lines.append(f"{name:<{width}}" + "".join(self._cell(column, row.get(column)) for column in columns))
+        lines += [f"{name:<{width}}{self._cell(name, value)}" for name, value in self.items()]
         return "\n".join(line.rstrip() for line in [*lines, "", describe(self.definition)])
+
+    def _cell(self, name: str, value: Any) -> str:
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return f"{'-':>12}"
+        if not isinstance(value, float):
+            return f"{value:>12}"
+        return f"{value:>12.3f}" if name in self._plain else f"{100 * value:>12.2f}"
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values; what is undefined is null."""
@@ -59,12 +74,6 @@ def describe(definition: Mapping[str, Any]) -> str:
     """A definition in a line or a few."""
     rest = [f"{name}: {value}" for name, value in definition.items() if name not in ("metric", "classes")]
     return "; ".join([str(definition.get("metric", "")), *rest])
-
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return f"{'-':>12}"
-    return f"{100 * value:>12.2f}" if isinstance(value, float) else f"{value:>12}"
 
 
 class Accumulator:

@@ -19,7 +19,7 @@ from syntheocc.occupancy.ops.ray_confusion import RayRules, ray_confusion
 from syntheocc.occupancy.ops.ray_confusion.reference import count_rays
 from syntheocc.occupancy.taxonomy import Taxonomy
 
-__all__ = ["RayIoU", "RayMetric"]
+__all__ = ["RayIoU", "RayMetric", "ray_iou"]
 
 
 class RayMetric(Accumulator):
@@ -177,9 +177,7 @@ class RayIoU(RayMetric):
         rays = state["rays"]
         classes = self.taxonomy.num_classes
         truth, guess = rays.sum((1, 2))[:classes], rays.sum((0, 2))[:classes]
-        hits = rays.diagonal()[:, :classes].cumsum(0)[:-1]  # [T, C]: below each threshold
-        iou = hits.double() / (truth + guess - hits)
-        iou[:, self.taxonomy.free] = torch.nan
+        iou = ray_iou(rays, self.taxonomy)
         names = [f"{limit:g}" for limit in self.rules.thresholds]
         figures = {"RayIoU": float(iou.nanmean())} | {
             f"RayIoU@{name}": float(row.nanmean()) for name, row in zip(names, iou, strict=True)
@@ -191,3 +189,13 @@ class RayIoU(RayMetric):
             if c != self.taxonomy.free
         }
         return MetricResult(figures, per_class, self.definition)
+
+
+def ray_iou(rays: Tensor, taxonomy: Taxonomy) -> Tensor:
+    """IoU by threshold and class, float64 [T, C], of `ray_confusion`'s counts; NaN where undefined and for free."""
+    classes = taxonomy.num_classes
+    truth, guess = rays.sum((1, 2))[:classes], rays.sum((0, 2))[:classes]
+    hits = rays.diagonal()[:, :classes].cumsum(0)[:-1]  # below each threshold
+    iou = hits.double() / (truth + guess - hits)
+    iou[:, taxonomy.free] = torch.nan
+    return iou

@@ -51,6 +51,7 @@ def _span(origin, direction, lower, size):
     """Of one axis in voxels: the origin, and from there to one direction further."""
     start = ((origin - lower) / size).to(tl.float32).to(tl.float64)
     end = ((origin + direction - lower) / size).to(tl.float32).to(tl.float64)
+    # The origin is one for all rays; the walk wants it for each.
     return start + end * 0.0, end - start
 
 
@@ -78,7 +79,7 @@ def _confusion_kernel(
     length = tl.sqrt(dx * dx + dy * dy + dz * dz)
     dx, dy, dz = dx / length, dy / length, dz / length
     edge = size.to(tl.float32)
-    grid = tl.load(frames + n).to(tl.int64) * (size_x.to(tl.int64) * size_y * size_z)
+    grid = tl.load(frames + n).to(tl.int64) * size_x * size_y * size_z
     t, at, _ = walk(gt + grid, real, x, y, z, dx, dy, dz, free, size_x, size_y, size_z, MAX_STEPS, UNROLL)
     there = t.to(tl.float32) * edge
     seen = tl.load(gt + grid + at, mask=real, other=0).to(tl.int32)
