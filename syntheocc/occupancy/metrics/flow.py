@@ -30,8 +30,8 @@ class OccupancyFlow(RayMetric):
     A ray is a true positive as in `RayIoU` at `match_threshold` (2 m). The velocity error of a moving class is the
     mean over its true positives of the length of the difference of the two flows (m/s, along ego x and y) at the
     voxels that the ray meets; "mAVE" is the mean over the eight moving classes. A class without a true positive has no
-    error and is left out; rays whose true flow is not finite have none either. "OccScore" is 0.9 RayIoU + 0.1 max(1 - mAVE, 0),
-    its second term 0 where there is no mAVE.
+    error and is left out; rays whose true flow is not finite have none either.
+    "OccScore" is 0.9 RayIoU + 0.1 max(1 - mAVE, 0), its second term 0 where there is no mAVE.
 
     Args:
         taxonomy: class table of both grids.
@@ -111,6 +111,7 @@ class OccupancyFlow(RayMetric):
         points, owner = points.to(device), owner.to(device).long()
         directions = self.directions(device)
         limit = torch.tensor(self.match_threshold, dtype=torch.float32, device=device)
+        counts = []
         for k in range(frames):
             here = points[owner == k]
             (guess, near, p), (truth, far, q) = (
@@ -130,12 +131,12 @@ class OccupancyFlow(RayMetric):
             error = (apart[:, 0] * apart[:, 0] + apart[:, 1] * apart[:, 1]).sqrt()
             zeros = torch.zeros(256, dtype=torch.int64, device=device)
             units = (error / _UNIT).round().long()
+            matched = zeros.index_add(0, label[known], torch.ones_like(units))
+            counts.append((rays, matched, zeros.index_add(0, label[known], units)))
+        # Only now: a batch with a bad frame leaves nothing behind.
+        for rays, matched, units in counts:
             classes = self.taxonomy.num_classes
-            self._add(
-                rays=rays,
-                matched=zeros.index_add(0, label[known], torch.ones_like(units))[:classes],
-                error_units=zeros.index_add(0, label[known], units)[:classes],
-            )
+            self._add(rays=rays, matched=matched[:classes], error_units=units[:classes])
         self.frames += frames
 
     def _result(self, state: dict[str, Tensor]) -> MetricResult:

@@ -101,7 +101,7 @@ class SSCIoU(Accumulator):
             if (value is not None) != wanted:
                 raise ValueError(
                     f"{about(names, 0) if names else ''}the metric was made with {what}={wanted}, so update "
-                    f"{'needs' if wanted else 'takes no'} such a mask"
+                    f"{'needs such a' if wanted else 'takes no such'} mask"
                 )
         if nonempty is not None:
             kept = masked(nonempty, truth, names, "nonempty")
