@@ -67,10 +67,12 @@ def ray_origins(
         if frame.lidar2ego is None or frame.ego2global is None:
             lacking = "lidar2ego" if frame.lidar2ego is None else "ego2global"
             raise ValueError(f"sample {frame.token}: its source holds no {lacking}, from which ray origins are made")
+    # By time, not in the order given: that is how the published training-time path does it.
+    drive = sorted(frames, key=lambda frame: frame.timestamp_us)
+    lidar2global = torch.stack([_pose(f, "ego2global") @ _pose(f, "lidar2ego") for f in drive])
     if reference is not None:
-        chosen = _find(frames, reference)
-        return _origins_from(chosen, frames, limit, reach)
-    return {frame.token: _origins_from(frame, frames, limit, reach) for frame in frames}
+        return _origins_from(_find(frames, reference), lidar2global, limit, reach)
+    return {frame.token: _origins_from(frame, lidar2global, limit, reach) for frame in drive}
 
 
 def scene_origins(frames: Iterable[Any], limit: int = MAX_ORIGINS, reach: float = ORIGIN_RANGE) -> dict[str, Tensor]:
@@ -96,14 +98,11 @@ def _find(frames: Sequence[Any], reference: int | str) -> Any:
     return frames[reference]
 
 
-def _origins_from(reference: Any, frames: Sequence[Any], limit: int, reach: float) -> Tensor:
-    # By time, not in the order given: that is how the published training-time path does it.
-    ordered = sorted(frames, key=lambda frame: frame.timestamp_us)
-    lidar2global = torch.stack([_pose(f, "ego2global") @ _pose(f, "lidar2ego") for f in ordered])
-    in_lidar = invert_rigid(_pose(reference, "ego2global") @ _pose(reference, "lidar2ego")) @ lidar2global[:, :, 3:]
+def _origins_from(reference: Any, lidar2global: Tensor, limit: int, reach: float) -> Tensor:
+    lidar2ego = _pose(reference, "lidar2ego")
+    in_lidar = invert_rigid(_pose(reference, "ego2global") @ lidar2ego) @ lidar2global[:, :, 3:]
     # The published code rounds at this point.
     in_lidar = in_lidar[:, :3, 0].float().double()
-    lidar2ego = _pose(reference, "lidar2ego")
     # By elements: a matrix product may round otherwise on another machine.
     origins = (in_lidar[:, None, :] * lidar2ego[:3, :3]).sum(-1) + lidar2ego[:3, 3]
     origins = origins[(origins[:, :2].abs() < reach).all(1)]
