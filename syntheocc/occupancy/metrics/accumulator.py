@@ -184,7 +184,7 @@ class Accumulator:
             before = self._highest
             self._highest = highest if before is None else torch.maximum(before.to(highest.device), highest)
         elif int(highest) > self.taxonomy.num_classes:
-            worst = (labels + 1).flatten(1).amax(1)
+            worst = (labels + 1).reshape(len(labels), -1).amax(1)
             bad = int((worst > self.taxonomy.num_classes).nonzero()[0])
             raise ValueError(
                 f"{about(tokens, bad)}{what} holds class id {int(worst[bad]) - 1}, but taxonomy "

@@ -47,12 +47,13 @@ def as_labels(value: Any, taxonomy: Taxonomy, what: str, tokens: list[str], dims
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"{about(tokens, 0) if tokens else ''}{what} must hold integer class ids, got {labels.dtype}")
     if labels.dtype != torch.uint8:
-        if labels.numel():
-            low, high = (int(bound) for bound in labels.aminmax())
-            if low < 0 or high > 255:
-                raise ValueError(
-                    f"{about(tokens, 0) if tokens else ''}{what} must hold class ids in 0..255, got {low}..{high}"
-                )
+        beyond = ((labels < 0) | (labels > 255)).reshape(len(labels), -1).any(1)
+        if bool(beyond.any()):
+            bad = int(beyond.nonzero()[0])
+            low, high = (int(bound) for bound in labels[bad].aminmax())
+            raise ValueError(
+                f"{about(tokens, bad) if tokens else ''}{what} must hold class ids in 0..255, got {low}..{high}"
+            )
         labels = labels.to(torch.uint8)
     return labels
 
@@ -60,6 +61,13 @@ def as_labels(value: Any, taxonomy: Taxonomy, what: str, tokens: list[str], dims
 def as_batch(value: Any, what: str, tokens: list[str], dims: int | None = 3) -> Tensor:
     """Anything array-like as a tensor [B, ...] with ``dims`` axes a frame; lists are stacked."""
     if isinstance(value, list | tuple) and value and all(isinstance(v, np.ndarray | Tensor) for v in value):
+        shapes = [tuple(v.shape) for v in value]
+        if len(set(shapes)) > 1:
+            bad = next(k for k, shape in enumerate(shapes) if shape != shapes[0])
+            raise ValueError(
+                f"{about(tokens, bad) if tokens else ''}{what} has shape {shapes[bad]}, the first of the batch "
+                f"{shapes[0]}; they must match"
+            )
         value = torch.stack([_tensor(v) for v in value])
     tensor = _tensor(value)
     if dims is not None and tensor.ndim == dims:

@@ -5,13 +5,13 @@ when both meet that class and their distances differ by less than a threshold. L
 classes, T thresholds, X Y Z voxels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from syntheocc.occupancy.grids import OCC3D_NUSCENES, GridSpec
+from syntheocc.occupancy.grids import OCC3D_NUSCENES, GridSpec, OccupancyGrid
 from syntheocc.occupancy.metrics.accumulator import Accumulator, MetricResult, about
 from syntheocc.occupancy.metrics.inputs import as_labels, as_origins, as_tokens
 from syntheocc.occupancy.metrics.rays import LIDAR_RAYS, lidar_rays
@@ -40,7 +40,7 @@ class RayMetric(Accumulator):
         spec: GridSpec,
         thresholds: Sequence[float],
         directions: Any,
-        state: dict[str, tuple[int, ...]],
+        state: Mapping[str, tuple[int, ...]],
         backend: str | None,
         **definition: Any,
     ):
@@ -68,6 +68,12 @@ class RayMetric(Accumulator):
         """Both grids uint8 [B, X, Y, Z] on the device of the prediction; checked."""
         labels = []
         for value, what in ((pred, "the prediction"), (gt, "the ground truth")):
+            for given in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(given, OccupancyGrid) and given.spec != self.spec:
+                    raise ValueError(
+                        f"{about(tokens, 0) if tokens else ''}{what} is a grid of {given.spec}, the metric's is "
+                        f"{self.spec}; make the metric with spec=grid.spec"
+                    )
             grid = as_labels(value, self.taxonomy, what, tokens)
             if tuple(grid.shape[1:]) != self.spec.shape:
                 raise ValueError(
@@ -170,7 +176,7 @@ class RayIoU(RayMetric):
             raise ValueError(f"labels and distances must be [R], got {[tuple(v.shape) for v in (*met, *away)]}")
         for labels in met:
             self._see(labels[None], "a ray", [])
-        self._add(rays=count_rays(*met, *away, self.rules))
+        self._add(rays=count_rays(met[0], met[1], away[0], away[1], self.rules))
         self.frames += 1
 
     def _result(self, state: dict[str, Tensor]) -> MetricResult:

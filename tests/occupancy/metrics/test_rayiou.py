@@ -250,6 +250,12 @@ def test_the_bad_frame_of_a_batch_is_named():
     gt[2, 0, 0, 0] = 9
     with pytest.raises(ValueError, match="sample c: the ground truth holds class id 9"):
         small_metric().update(pred, gt, origins, tokens=["a", "b", "c"])
+    signed = pred.int()
+    signed[1, 0, 0, 0] = -1
+    with pytest.raises(ValueError, match="sample b: the prediction must hold class ids in 0..255, got -1..3"):
+        small_metric().update(signed, gt, origins, list("abc"))
+    with pytest.raises(ValueError, match="sample b: the prediction has shape"):
+        small_metric().update([pred[0].numpy(), pred[1, 1:].numpy()], gt[:2], origins[:2], ["a", "b"])
     origins[1][0, 0] = float("inf")
     with pytest.raises(ValueError, match="frame 1 of the batch: ray origins hold NaN or infinite"):
         small_metric().update(pred, gt.clamp_max(3), origins)
@@ -259,6 +265,10 @@ def test_grids_of_another_class_table_are_refused():
     grid = OccupancyGrid(torch.full((200, 200, 16), 16, dtype=torch.uint8), *OPENOCC_V2)
     with pytest.raises(ValueError, match="classes of 'openocc_v2'"):
         RayIoU().update(grid, grid, [ORIGINS_C])
+    elsewhere = GridSpec((-50.0, -50.0, -5.0), 0.5, (200, 200, 16))
+    grid = OccupancyGrid(grid.labels, elsewhere, OCC3D_NUSCENES.taxonomy)
+    with pytest.raises(ValueError, match="sample abc: the prediction is a grid of .*0.5.*spec=grid.spec"):
+        RayIoU().update([grid], [grid], [ORIGINS_C], "abc")
 
 
 @pytest.mark.parametrize(
