@@ -82,7 +82,8 @@ def run(config: EvaluateConfig) -> int:
     parts = [samples[k : k + PART] for k in range(0, len(samples), PART)]
     folder = config.folder / "parts"
     files = [folder / f"part-{k:05d}.json" for k in range(len(parts))]
-    stamps = [_stamp(config, part) for part in parts]
+    definitions = {name: metric.definition for name, metric in make_metrics(config).items()}
+    stamps = [_stamp(config, definitions, part) for part in parts]
     with ranks.group():
         todo = [
             (config, part, str(path), stamp)
@@ -148,9 +149,9 @@ def make_metrics(config: EvaluateConfig) -> dict[str, Any]:
     return {name: makers[name]() for name in config.names}
 
 
-def _stamp(config: EvaluateConfig, part: Sequence[Sample]) -> str:
-    """Changes with whatever a part's counts depend on: settings, frames, origins and files."""
-    state: list[Any] = [config.settings()]
+def _stamp(config: EvaluateConfig, definitions: Mapping[str, Any], part: Sequence[Sample]) -> str:
+    """Changes with whatever a part's counts depend on: settings, definitions, frames, origins and files."""
+    state: list[Any] = [config.settings(), definitions]
     for sample in part:
         files = [os.stat(path) for path in (sample.pred, sample.gt)]
         state.append([sample.token, sample.origins, sample.boxes, [[f.st_size, f.st_mtime_ns] for f in files]])

@@ -115,7 +115,9 @@ def _label_files(config: "EvaluateConfig") -> dict[str, Path]:
 
 def _frames(config: "EvaluateConfig", labels: Mapping[str, Path]) -> "list[Frame] | None":
     """The key frames to score, their scenes told by the label files; None where nothing lists them or needs to."""
-    from syntheocc.commands.samples import SampleConfig
+    from syntheocc.occupancy.data.infos import read_infos
+    from syntheocc.occupancy.data.nuscenes import NuScenesTables
+    from syntheocc.occupancy.data.nuscenes_frames import frames_from_tables
 
     splits = ("train", "val") if config.split == "trainval" else (config.split,)
     paths = list(config.info_path)
@@ -131,11 +133,23 @@ def _frames(config: "EvaluateConfig", labels: Mapping[str, Path]) -> "list[Frame
         if not there:
             return None
         paths.append(there[0])
-    frames, unreadable = SampleConfig(dataroot_path=config.gt, info_path=tuple(paths)).read_frames()
+    frames: dict[str, Frame] = {}
+    unreadable: dict[str, str] = {}
+    for path in paths:
+        if Path(path).is_dir():
+            found = frames_from_tables(NuScenesTables(path, config.gt), unreadable=unreadable)
+        else:
+            found = read_infos(path, config.gt, unreadable=unreadable)
+        frames |= {frame.token: frame for frame in found}
     if unreadable:
         token, reason = next(iter(unreadable.items()))
         raise ValueError(f"{len(unreadable)} samples cannot be read, the first is {token}: {reason}")
-    return [replace(f, scene=labels[f.token].parent.parent.name) if f.token in labels else f for f in frames]
+    if not frames:
+        raise ValueError(f"{', '.join(map(str, paths))}: no samples in it")
+    return [
+        replace(frame, scene=labels[token].parent.parent.name) if token in labels else frame
+        for token, frame in frames.items()
+    ]
 
 
 def _prediction(folder: Path, token: str, scene: str) -> Path | None:

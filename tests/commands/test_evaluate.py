@@ -200,6 +200,8 @@ def test_bad_files_and_labels_are_named(folders):
         run(folders.config(metrics="miou"))
     with pytest.raises(ValueError, match="no occ3d labels: looked for"):
         run(folders.config(gt=folders.pred))
+    with pytest.raises(ValueError, match="nowhere.pkl"):
+        run(folders.config(info_path=(str(folders.root / "nowhere.pkl"),)))
     write_infos(folders.root / "empty.pkl", [])
     with pytest.raises(ValueError, match="empty.pkl: no samples in it"):
         run(folders.config(info_path=(str(folders.root / "empty.pkl"),)))

@@ -115,7 +115,7 @@ def as_origins(origins: Any, frames: int, tokens: list[str]) -> tuple[Tensor, Te
         parts = [parts]
     if len(parts) != frames:
         raise ValueError(f"got origins of {len(parts)} frames for {frames} grids; give one [O, 3] a frame")
-    rows = []
+    rows = [torch.zeros(0, 3, dtype=torch.float64)] if not parts else []
     for k, part in enumerate(parts):
         row = torch.as_tensor(part if isinstance(part, Tensor) else np.asarray(part, dtype=np.float64)).double()
         if row.ndim != 2 or row.shape[1] != 3 or not len(row):
@@ -123,5 +123,5 @@ def as_origins(origins: Any, frames: int, tokens: list[str]) -> tuple[Tensor, Te
         if not bool(torch.isfinite(row).all()):
             raise ValueError(f"{about(tokens, k)}ray origins hold NaN or infinite values; check the frame's poses")
         rows.append(row)
-    counts = torch.tensor([len(row) for row in rows])
+    counts = torch.tensor([len(row) for row in rows[:frames]], dtype=torch.int64)
     return torch.cat(rows), torch.arange(frames, dtype=torch.int32).repeat_interleave(counts).to(rows[0].device)

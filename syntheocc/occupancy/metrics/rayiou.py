@@ -51,18 +51,18 @@ class RayMetric(Accumulator):
             raise ValueError(f"thresholds must be different positive metres, got {tuple(thresholds)}")
         self.spec = spec
         self.rules = RayRules(spec.lower, spec.voxel_size[0], taxonomy.free, taxonomy.num_classes, limits)
-        rays = LIDAR_RAYS if directions is None else None
-        self._directions = torch.as_tensor(lidar_rays() if directions is None else directions).float().double()
+        published = lidar_rays().double()
+        self._directions = published if directions is None else torch.as_tensor(directions).cpu().float().double()
         if self._directions.ndim != 2 or self._directions.shape[1] != 3 or not len(self._directions):
             raise ValueError(f"directions must be [R, 3], got {tuple(self._directions.shape)}")
         if not bool(torch.isfinite(self._directions).all()) or bool((self._directions == 0).all(1).any()):
             raise ValueError("directions must be finite and not zero")
         self._backend = backend
         grid = {"lower": list(spec.lower), "voxel_size": spec.voxel_size[0], "shape": list(spec.shape)}
-        own = f"{len(self._directions)} own rays, sum {self._directions.sum(0).tolist()}"
-        super().__init__(
-            taxonomy, {"thresholds_m": list(limits), "rays": rays or own, "grid": grid, **definition}, state
-        )
+        rays = f"{len(self._directions)} own rays, sum {self._directions.sum(0).tolist()}"
+        if torch.equal(self._directions, published):
+            rays = LIDAR_RAYS
+        super().__init__(taxonomy, {"thresholds_m": list(limits), "rays": rays, "grid": grid, **definition}, state)
 
     def _grids(self, pred: Any, gt: Any, tokens: list[str]) -> tuple[Tensor, Tensor]:
         """Both grids uint8 [B, X, Y, Z] on the device of the prediction; checked."""

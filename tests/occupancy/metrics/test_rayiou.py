@@ -168,6 +168,8 @@ def test_one_result_from_one_process_and_four_batches_of_one_and_seven():
     merged = shares[2].merge_state([shares[0], shares[3]]).merge_state(shares[1])
     assert merged.compute() == whole.compute() == sevens.compute()
     assert merged.frames == whole.frames == 14
+    merged.update(pred[:0], gt[:0], [])
+    assert merged.compute() == whole.compute()
     copy = small_metric()
     copy.load_state_dict(whole.state_dict())
     assert copy.compute() == whole.compute()
@@ -201,6 +203,7 @@ def test_definitions_do_not_mix():
         metrics[1].merge_state(metrics[0])
     with pytest.raises(ValueError, match="taxonomy: 'openocc_v2' here, 'four' there"):
         metrics[2].merge_state(metrics[0])
+    assert RayIoU(directions=lidar_rays().numpy()).definition == RayIoU().definition
     definition = metrics[0].compute().definition
     assert definition["metric"] == "RayIoU" and definition["thresholds_m"] == [1.0, 2.0, 4.0]
     assert definition["rays"].startswith("380 own rays") and metrics[2].definition["rays"].startswith("39 pitches")
