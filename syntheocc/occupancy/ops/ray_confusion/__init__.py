@@ -4,8 +4,8 @@ From every origin the same rays are cast into the ground truth and into the pred
 truth's voxel is free (it left the grid); it counts for the pair of its two classes, and by how many of the distance
 thresholds its two distances differ. Labels of no class (255) are counted as class ``num_classes``.
 
-Implementations of one signature: `reference` (torch, on any caster), `numba` (CPU) and `triton` (GPU, one launch for
-all frames and origins). They give the same integers, because all of them round alike, in this order:
+Implementations of one signature: `reference`, `torch` (vectorised, any device), `numba` (CPU) and `triton` (GPU, one
+launch for all frames and origins). They give the same integers, because all of them round alike, in this order:
 
 * voxel coordinates of the origin and of the point one direction further: float64, then float32 (`voxel_rays`);
 * the traversal: float64 (`syntheocc.occupancy.ops.raycast`), its exit distance in voxels then float32;
@@ -61,7 +61,7 @@ def ray_confusion(
         frames: the frame of each origin.
         directions: unit vectors, the same for every origin.
         rules: see `RayRules`.
-        backend: one of `BACKENDS` (reference and torch: that caster, counted by torch); None takes the fastest.
+        backend: one of `BACKENDS`; None takes the fastest.
 
     Returns:
         int64 [C + 1, C + 1, T + 1] on the labels' device: rays by ground-truth class, by predicted class, and by the
@@ -94,8 +94,12 @@ def ray_confusion(
         from syntheocc.occupancy.ops.ray_confusion.triton import ray_confusion_triton
 
         return ray_confusion_triton(*arguments)
-    if name in ("reference", "torch"):
+    if name == "torch":
+        from syntheocc.occupancy.ops.ray_confusion.vectorised import ray_confusion_torch
+
+        return ray_confusion_torch(*arguments)
+    if name == "reference":
         from syntheocc.occupancy.ops.ray_confusion.reference import ray_confusion_reference
 
-        return ray_confusion_reference(*arguments, backend=name)
+        return ray_confusion_reference(*arguments)
     raise ValueError(f"backend {name!r} cannot run on {pred.device}: choose from {', '.join(BACKENDS)}")

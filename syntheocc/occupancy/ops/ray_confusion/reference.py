@@ -17,14 +17,13 @@ def ray_confusion_reference(
     frames: Tensor,
     directions: Tensor,
     rules: RayRules,
-    backend: str = "reference",
 ) -> Tensor:
-    """See `syntheocc.occupancy.ops.ray_confusion.ray_confusion`; ``backend`` is the caster's."""
+    """See `syntheocc.occupancy.ops.ray_confusion.ray_confusion`."""
     counts = torch.zeros(rules.shape, dtype=torch.int64, device=pred.device)
     for start in range(0, len(origins), _ORIGINS):
         part = slice(start, start + _ORIGINS)
         grids = frames[part].long()
-        seen = [ray_labels(labels[grids], origins[part], directions, rules, backend) for labels in (pred, gt)]
+        seen = [ray_labels(labels[grids], origins[part], directions, rules, "reference") for labels in (pred, gt)]
         counts += count_rays(seen[0][0], seen[1][0], seen[0][1], seen[1][1], rules)
     return counts
 

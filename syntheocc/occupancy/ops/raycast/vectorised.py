@@ -11,26 +11,46 @@ from torch import Tensor
 from syntheocc.occupancy.ops.raycast import MAX_STEPS_OUTSIDE
 
 _FAR = torch.finfo(torch.float64).max
-# Some fifteen columns of this many rays stay in a core's second-level cache; a GPU takes all at once.
-_CHUNK = {"cpu": 1 << 14}
+# So many rays keep their fifteen columns in a core's caches, and are one piece to torch; a GPU takes all at once.
+_CHUNK = {"cpu": 1 << 15}
 _STEPS_BETWEEN_DROPS = 6
 
 
 def traverse_torch(labels: Tensor, free: int, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """See `syntheocc.occupancy.ops.raycast.reference.traverse_reference`."""
     rays = origins.shape[:2]
-    shape, voxels = labels.shape[1:], labels[0].numel() if len(labels) else 0
-    base = torch.arange(rays[0], device=labels.device).repeat_interleave(rays[1]) * voxels
-    columns = (base, *origins.view(-1, 3).unbind(1), *directions.view(-1, 3).unbind(1))
-    size = _CHUNK.get(labels.device.type, 1 << 30)
-    chunks = list(zip(*(column.split(size) for column in columns), strict=True))
+    grids = torch.arange(rays[0], device=labels.device).repeat_interleave(rays[1])
+    exit_t, flat, hit = walk_rays(labels, free, grids, origins.reshape(-1, 3), directions.reshape(-1, 3))
+    return exit_t.view(rays), flat.view(rays), hit.view(rays)
+
+
+def walk_rays(
+    labels: Tensor, free: int, grids: Tensor, origins: Tensor, directions: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rays in any order, each through a grid of its own choice.
+
+    Args:
+        labels: uint8 [G, X, Y, Z], contiguous.
+        free: the label that lets rays pass.
+        grids: int64 [N], the grid of each ray.
+        origins: float64 [N, 3] voxels.
+        directions: float64 [N, 3], unit length in voxels.
+
+    Returns:
+        exit float64 [N]; the voxel's flat number int64 [N] in its grid; hit bool [N].
+    """
+    base = grids * (labels.shape[1] * labels.shape[2] * labels.shape[3])
+    columns = (base, *origins.unbind(1), *directions.unbind(1))
+    chunks = list(zip(*(column.split(_CHUNK.get(labels.device.type, 1 << 30)) for column in columns), strict=True))
+
+    def walk(chunk: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        return _walk(labels.view(-1), labels.shape[1:], free, *map(Tensor.contiguous, chunk))
+
     # Operations on a chunk are too small for torch to share out; whole chunks are not, and it lets go of the GIL.
     with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(chunks)))) as pool:
-        parts = list(
-            pool.map(lambda chunk: _walk(labels.view(-1), shape, free, *map(Tensor.contiguous, chunk)), chunks)
-        )
+        parts = list(pool.map(walk, chunks))
     exit_t, flat, hit = (torch.cat(part) for part in zip(*parts, strict=True))
-    return exit_t.view(rays), (flat - base).view(rays), hit.view(rays)
+    return exit_t, flat - base, hit
 
 
 def _walk(labels: Tensor, shape: torch.Size, free: int, base: Tensor, *ray: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,7 +63,8 @@ def _walk(labels: Tensor, shape: torch.Size, free: int, base: Tensor, *ray: Tens
         voxel, forward, still = origin.trunc().long(), direction >= 0, direction == 0
         t.append(torch.where(still, _FAR, (voxel + forward - origin) / direction))
         t_step.append(torch.where(still, _FAR, torch.where(forward, 1, -1) / direction))
-        left.append(torch.where(forward, shape[axis] - voxel, voxel + 1))
+        # Two coordinates that fit in no int32 are equally far out.
+        left.append(torch.where(forward, shape[axis] - voxel, voxel + 1).clamp(-1, 2**31 - 1).int())
         unit = int(torch.Size(shape[axis + 1 :]).numel())
         stride.append(torch.where(forward, unit, -unit))
         at += voxel * unit
@@ -75,7 +96,7 @@ def _walk(labels: Tensor, shape: torch.Size, free: int, base: Tensor, *ray: Tens
         hit |= (labels.take(flat) != free) & inside
         for axis, chosen in enumerate((x_first & ~over_z, ~(x_first | over_z), over_z)):
             t[axis] = torch.where(chosen, t[axis] + t_step[axis], t[axis])
-            left[axis] = left[axis] - chosen.long()
-            at = at + stride[axis] * chosen
+            left[axis].sub_(chosen.to(torch.int32))
+            at.add_(stride[axis] * chosen)
         steps += 1
     return exit_all, flat_all, hit_all
