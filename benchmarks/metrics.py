@@ -98,7 +98,7 @@ def check(frames: Frames, device: torch.device) -> list[str]:
     ways[(ways == 0).all(-1)] = 1.0
     ways = ways / (ways * ways).sum(-1, keepdim=True).sqrt()
     slow = traverse(random, starts, ways, "reference", FREE)
-    for backend in [None] if device.type == "cuda" else ["torch", "numba"]:
+    for backend in [None] if device.type == "cuda" else ["torch"] + ["numba"] * has_module("numba"):
         fast = traverse(random.to(device), starts.to(device), ways.to(device), backend, FREE)
         same = [torch.equal(a, b.cpu()) for a, b in zip(slow, fast, strict=True)]
         lines.append(f"18,000 rays on lattices and off them: exit, voxel, hit equal {same}")

@@ -1,7 +1,9 @@
 """`syntheocc evaluate`: figures as by hand, resumed, in processes and ranks; errors that name the sample."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from syntheocc.occupancy.data.infos_writing import write_infos
 from syntheocc.occupancy.data.occ3d import Occ3DLabels, occ3d_path, write_occ3d
 from syntheocc.occupancy.metrics import OccupancyIoU, RayIoU, RayPQ, panoptic_instances, scene_origins
 
+ROOT = Path(__file__).resolve().parents[2]
 SHAPE = OCC3D_NUSCENES.spec.shape
 COUNT = 5
 
@@ -240,3 +243,9 @@ def test_flow_of_openocc(folders):
 def test_bad_settings(options, message):
     with pytest.raises(ValueError, match=message):
         EvaluateConfig(pred=".", **options)
+
+
+def test_flags_in_the_docs_are_flags():
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    flags = set(re.findall(r"--(\w+)", page[: page.index("## In Python")]))
+    assert len(flags) > 7 and flags <= set(EvaluateConfig.__dataclass_fields__), flags
