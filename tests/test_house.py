@@ -109,6 +109,13 @@ grid = occ.OccupancyGrid(labels, *occ.OCC3D_NUSCENES)
 cam2ego = torch.tensor([[0., 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1], [0, 0, 0, 1]])
 rig = occ.CameraRig({"front": occ.Camera([[100., 0, 50], [0, 100, 30], [0, 0, 1]], cam2ego, 60, 100)})
 assert (occ.render_mpi(grid, rig, 6, 10).nearest == 4).any()
+import syntheocc.occupancy.metrics as metrics
+for name in metrics.__all__:
+    getattr(metrics, name)
+few = metrics.lidar_rays()[::99]
+for metric, extra in ((metrics.RayIoU(directions=few), ()), (metrics.RayPQ(directions=few), (None, labels.int()))):
+    metric.update(grid, labels.numpy(), *extra, [[[0.0, 0.0, 1.0]]])
+    assert metric.compute()[type(metric).__name__] == 1.0
 print("rendered")
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)

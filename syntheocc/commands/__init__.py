@@ -16,13 +16,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `syntheocc` command; returns the exit status."""
     import tyro
 
-    from syntheocc.commands import demo, generate, mpi, world
+    from syntheocc.commands import demo, evaluate, generate, mpi, world
 
     jobs: dict[str, tuple[type, Callable[[Any], int]]] = {
         "demo": (demo.DemoConfig, demo.run),
         "mpi": (mpi.MPIConfig, mpi.run),
         "generate": (generate.GenerateConfig, generate.run),
         "world": (world.WorldConfig, world.run),
+        "evaluate": (evaluate.EvaluateConfig, evaluate.run),
     }
     try:
         choices = [

@@ -126,8 +126,9 @@ class OccupancyGrid:
             if low < 0 or high > 255:
                 raise ValueError(f"occupancy labels must lie in 0..255, got {low}..{high}")
             labels = labels.to(torch.uint8)
-        # Only the largest known id matters, so one reduction instead of a unique over ten million voxels.
-        highest = int(torch.where(labels == UNKNOWN, 0, labels).max())
+        # Only the largest known id matters, so one reduction instead of a unique over ten million voxels; one more
+        # makes 255 wrap to 0.
+        highest = int((labels + 1).max()) - 1
         if highest >= taxonomy.num_classes:
             raise ValueError(
                 f"occupancy labels hold class id {highest}, but taxonomy {taxonomy.name!r} ends at "

@@ -13,6 +13,7 @@ from syntheocc.occupancy.rendering.raycast import cast_rays
 
 BACKENDS = [
     "reference",
+    "torch",
     pytest.param("numba", marks=pytest.mark.skipif(not has_module("numba"), reason="needs numba")),
 ]
 DTYPES = [torch.float32, torch.float64]
@@ -111,7 +112,8 @@ def test_published_checksums_of_all_lidar_rays(backend, origin, hits, total, fla
 
 @pytest.mark.skipif(not has_module("numba"), reason="needs numba")
 @pytest.mark.parametrize("distance", ["exit", "entry"])
-def test_paths_agree_to_the_last_bit(distance):
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_paths_agree_to_the_last_bit(distance, backend):
     g = torch.Generator().manual_seed(0)
     origins = torch.rand(6000, 3, generator=g, dtype=torch.float64) * 24 - 6
     directions = torch.randn(6000, 3, generator=g, dtype=torch.float64)
@@ -122,7 +124,7 @@ def test_paths_agree_to_the_last_bit(distance):
     spec = GridSpec((-1.0, 0.0, 1.0), (1.0, 0.5, 2.0), (12, 10, 8))
     occupied = pattern(spec.shape, 29)
     slow = cast_rays(occupied, origins, directions, spec, distance, backend="reference")
-    fast = cast_rays(occupied, origins, directions, spec, distance, backend="numba")
+    fast = cast_rays(occupied, origins, directions, spec, distance, backend=backend)
     assert all(torch.equal(a, b) for a, b in zip(slow, fast, strict=True))
     assert 100 < int(slow[2].sum()) < 5900
 
@@ -221,6 +223,55 @@ def test_inputs_broadcast_and_keep_their_type():
     assert many[0].shape == (5,) and many[0].dtype == torch.float32
     none = cast_rays(occupied, torch.zeros(0, 3), torch.zeros(0, 3), spec)
     assert none[0].shape == (0,) and none[1].shape == (0, 3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("distance", ["exit", "entry"])
+def test_frames_origins_and_rays_in_one_call(backend, distance):
+    g = torch.Generator().manual_seed(3)
+    spec = GridSpec((-1.0, 0.0, 1.0), 0.5, (6, 5, 4))
+    occupied = torch.rand((2, *spec.shape), generator=g) < 0.1
+    origins = torch.rand(2, 3, 1, 3, generator=g) * 3
+    directions = torch.randn(7, 3, generator=g)
+    distances, index, hit = cast_rays(occupied, origins, directions, spec, distance, backend)
+    assert distances.shape == hit.shape == (2, 3, 7) and index.shape == (2, 3, 7, 3)
+    for b in range(2):
+        for o in range(3):
+            alone = cast_rays(occupied[b], origins[b, o, 0], directions, spec, distance, "reference")
+            assert all(torch.equal(x[b, o], y) for x, y in zip((distances, index, hit), alone, strict=True))
+    # One grid takes any leading shape too, and one set of rays any number of grids.
+    one = cast_rays(occupied[0], origins[0], directions, spec, distance, backend)
+    assert torch.equal(one[0], distances[0])
+    shared = cast_rays(occupied, origins[:1, 0], directions, spec, distance, backend)
+    assert shared[0].shape == (2, 7) and torch.equal(shared[0][0], distances[0, 0])
+    none = cast_rays(occupied[:0], origins[:0], directions, spec)
+    assert none[0].shape == (0, 3, 7) and none[1].shape == (0, 3, 7, 3)
+
+
+def test_bad_batches_are_named():
+    spec = GridSpec((0.0, 0.0, 0.0), 1.0, (4, 4, 4))
+    grids = torch.stack([grid_4(), grid_4()])
+    with pytest.raises(
+        ValueError, match=r"2 grids need origins or directions \[2, ..., 3\]; together they are \(5, 3\)"
+    ):
+        cast_rays(grids, torch.zeros(5, 3), torch.ones(3), spec)
+    with pytest.raises(ValueError, match="do not broadcast"):
+        cast_rays(grids, torch.zeros(2, 5, 3), torch.ones(4, 3), spec)
+    rays = torch.ones(3, 2, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match="2 grids but rays of 3"):
+        traverse(grids, rays, rays)
+    with pytest.raises(ValueError, match="occupied must be uint8 labels"):
+        traverse(grids, rays, rays, free=3)
+    with pytest.raises(ValueError, match="a grid needs voxels"):
+        traverse(grids[:, :0], rays[:2], rays[:2])
+
+
+def test_labels_stop_rays_like_what_is_occupied():
+    labels = torch.where(pattern((12, 10, 8), 29), 3, 9).to(torch.uint8)
+    start = torch.rand(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 8
+    ways = torch.tensor([[0.6, 0.0, 0.8]], dtype=torch.float64).expand(50, 3)
+    results = traverse(labels, start, ways, free=9), traverse(labels != 9, start, ways)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_bad_arguments_are_named():

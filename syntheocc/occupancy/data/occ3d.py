@@ -59,7 +59,9 @@ def read_occ3d(path: str | os.PathLike, preset: Preset = OCC3D_NUSCENES) -> Occ3
     masks = {}
     for name in ("mask_lidar", "mask_camera"):
         if name in arrays:
-            if not np.isin(arrays[name], (0, 1)).all():
+            # The files' uint8 needs one comparison; anything else may hold -1 or 0.5.
+            simple = arrays[name].dtype.kind in "bu"
+            if not (arrays[name].max() <= 1 if simple else np.isin(arrays[name], (0, 1)).all()):
                 raise ValueError(f"{path}: {name} holds values other than 0 and 1; the file is damaged")
             masks[name] = torch.from_numpy(arrays[name].astype(bool))
     if "instances" in arrays and arrays["instances"].dtype.kind not in "iu":

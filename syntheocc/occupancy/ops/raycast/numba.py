@@ -11,65 +11,97 @@ from syntheocc.occupancy.ops.threads import run_in_threads
 _FAR = np.finfo(np.float64).max
 
 
-def traverse_numba(occupied: Tensor, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """See `syntheocc.occupancy.ops.raycast.traverse`."""
-    count = origins.shape[0]
-    exit_t = torch.full((count,), -1.0, dtype=torch.float64)
-    index = torch.zeros((count, 3), dtype=torch.int64)
-    hit = torch.zeros(count, dtype=torch.bool)
+def traverse_numba(labels: Tensor, free: int, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """See `syntheocc.occupancy.ops.raycast.reference.traverse_reference`."""
+    rays = origins.shape[:2]
+    exit_t = torch.empty(rays, dtype=torch.float64)
+    flat = torch.empty(rays, dtype=torch.int64)
+    hit = torch.empty(rays, dtype=torch.bool)
     run_in_threads(
         _traverse_rays,
-        count,
-        occupied.contiguous().numpy(),
-        origins.contiguous().numpy(),
-        directions.contiguous().numpy(),
-        exit_t.numpy(),
-        index.numpy(),
-        hit.numpy(),
+        rays[0] * rays[1],
+        labels.flatten(1).numpy(),
+        np.array(labels.shape[1:], np.int64),
+        free,
+        rays[1],
+        origins.view(-1, 3).numpy(),
+        directions.view(-1, 3).numpy(),
+        exit_t.view(-1).numpy(),
+        flat.view(-1).numpy(),
+        hit.view(-1).numpy(),
     )
-    return exit_t, index, hit
+    return exit_t, flat, hit
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # pragma: no cover (compiled)
-def _traverse_rays(first, last, occupied, origins, directions, exit_t, index, hit):
-    shape = occupied.shape
-    voxel = np.empty(3, np.int64)
-    step = np.empty(3, np.int64)
-    t_next = np.empty(3, np.float64)
-    t_step = np.empty(3, np.float64)
+def _traverse_rays(first, last, labels, shape, free, rays, origins, directions, exit_t, flat, hit):
     for r in range(first, last):
-        for a in range(3):
-            d = directions[r, a]
-            voxel[a] = int(origins[r, a])
-            step[a] = 1 if d >= 0.0 else -1
-            face = voxel[a] + 1 if step[a] > 0 else voxel[a]
-            t_next[a] = (face - origins[r, a]) / d if d != 0.0 else _FAR
-            t_step[a] = step[a] / d if d != 0.0 else _FAR
-        entered = False
-        steps = 0
-        while True:
-            inside = True
-            gone = False
-            for a in range(3):
-                if voxel[a] < 0:
-                    inside = False
-                    gone |= step[a] < 0 or directions[r, a] == 0.0
-                elif voxel[a] >= shape[a]:
-                    inside = False
-                    gone |= step[a] > 0 or directions[r, a] == 0.0
-            if not inside and (entered or gone or steps >= MAX_STEPS_OUTSIDE):
-                break
-            if t_next[0] < t_next[1]:
-                a = 0 if t_next[0] < t_next[2] else 2
-            else:
-                a = 1 if t_next[1] < t_next[2] else 2
-            if inside:
-                entered = True
-                exit_t[r] = t_next[a]
-                index[r, 0], index[r, 1], index[r, 2] = voxel[0], voxel[1], voxel[2]
-                if occupied[voxel[0], voxel[1], voxel[2]]:
-                    hit[r] = True
-                    break
-            voxel[a] += step[a]
-            t_next[a] += t_step[a]
-            steps += 1
+        exit_t[r], flat[r], hit[r] = walk(
+            labels[r // rays], shape[0], shape[1], shape[2], free,
+            origins[r, 0], origins[r, 1], origins[r, 2], directions[r, 0], directions[r, 1], directions[r, 2],
+        )  # fmt: skip
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy", inline="never")  # pragma: no cover (compiled)
+def _start(origin, direction, size):
+    """Of one axis: ``t`` of the first face and from face to face, faces to the way out, whether it steps forwards."""
+    voxel = np.int64(origin)
+    forward = direction >= 0.0
+    if direction == 0.0:
+        t, t_step = _FAR, _FAR
+    else:
+        t = ((voxel + 1 if forward else voxel) - origin) / direction
+        t_step = (1.0 if forward else -1.0) / direction
+    return voxel, t, t_step, size - voxel if forward else voxel + 1, forward
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")  # pragma: no cover (compiled)
+def walk(labels, size_x, size_y, size_z, free, ox, oy, oz, dx, dy, dz):
+    """One ray through one grid, flat uint8 [X * Y * Z]: exit ``t``, the voxel's flat number, hit."""
+    x, tx, step_x, left_x, forward_x = _start(ox, dx, size_x)
+    y, ty, step_y, left_y, forward_y = _start(oy, dy, size_y)
+    z, tz, step_z, left_z, forward_z = _start(oz, dz, size_z)
+    at = (x * size_y + y) * size_z + z
+    stride_x = size_y * size_z if forward_x else -size_y * size_z
+    stride_y = size_z if forward_y else -size_z
+    stride_z = 1 if forward_z else -1
+    # Faces left until the ray is out of the grid for good: 0 is out, more than the size is not in yet.
+    steps = 0
+    while left_x > size_x or left_y > size_y or left_z > size_z:
+        if left_x <= 0 or left_y <= 0 or left_z <= 0 or steps >= MAX_STEPS_OUTSIDE:
+            return -1.0, 0, False
+        if tx < ty and tx < tz:
+            left_x -= 1
+            at += stride_x
+            tx += step_x
+        elif not tx < ty and ty < tz:
+            left_y -= 1
+            at += stride_y
+            ty += step_y
+        else:
+            left_z -= 1
+            at += stride_z
+            tz += step_z
+        steps += 1
+    t, last = -1.0, 0
+    while left_x > 0 and left_y > 0 and left_z > 0:
+        last = at
+        occupied = labels[at] != free
+        if tx < ty and tx < tz:
+            t = tx
+            left_x -= 1
+            at += stride_x
+            tx += step_x
+        elif not tx < ty and ty < tz:
+            t = ty
+            left_y -= 1
+            at += stride_y
+            ty += step_y
+        else:
+            t = tz
+            left_z -= 1
+            at += stride_z
+            tz += step_z
+        if occupied:
+            return t, last, True
+    return t, last, False

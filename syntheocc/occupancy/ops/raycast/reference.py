@@ -1,4 +1,4 @@
-"""The traversal in plain torch: every ray takes one step at a time, finished rays drop out."""
+"""The traversal in plain torch, for reading: every ray takes one step at a time, finished rays drop out."""
 
 import torch
 from torch import Tensor
@@ -8,15 +8,33 @@ from syntheocc.occupancy.ops.raycast import MAX_STEPS_OUTSIDE
 _FAR = torch.finfo(torch.float64).max
 
 
-def traverse_reference(occupied: Tensor, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """See `syntheocc.occupancy.ops.raycast.traverse`."""
+def traverse_reference(
+    labels: Tensor,  # [G, X, Y, Z] uint8
+    free: int,
+    origins: Tensor,  # [G, R, 3] float64
+    directions: Tensor,  # [G, R, 3] float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The traversal of `syntheocc.occupancy.ops.raycast.traverse`.
+
+    Returns:
+        exit float64 [G, R]; the reported voxel's flat number int64 [G, R] in its grid; hit bool [G, R].
+    """
+    results = [_one_grid(*arguments) for arguments in zip(labels != free, origins, directions, strict=True)]
+    if not results:
+        rays = origins.shape[:2]
+        return origins.new_zeros(rays), origins.new_zeros(rays).long(), origins.new_zeros(rays).bool()
+    exit_t, flat, hit = zip(*results, strict=True)
+    return torch.stack(exit_t), torch.stack(flat), torch.stack(hit)
+
+
+def _one_grid(occupied: Tensor, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     device = origins.device
     shape = torch.tensor(occupied.shape, device=device)
     strides = torch.tensor([occupied.shape[1] * occupied.shape[2], occupied.shape[2], 1], device=device)
-    flat = occupied.reshape(-1)
+    stops = occupied.reshape(-1)
     count = origins.shape[0]
     exit_t = torch.full((count,), -1.0, dtype=torch.float64, device=device)
-    index = torch.zeros((count, 3), dtype=torch.int64, device=device)
+    flat = torch.zeros(count, dtype=torch.int64, device=device)
     hit = torch.zeros(count, dtype=torch.bool, device=device)
 
     ray = torch.arange(count, device=device)
@@ -35,9 +53,9 @@ def traverse_reference(occupied: Tensor, origins: Tensor, directions: Tensor) ->
         axis = _next_axis(t_next)[:, None]
         t = t_next.gather(1, axis)[:, 0]
         exit_t[ray[inside]] = t[inside]
-        index[ray[inside]] = voxel[inside]
+        flat[ray[inside]] = (voxel[inside] * strides).sum(1)
         stopped = torch.zeros_like(inside)
-        stopped[inside] = flat[(voxel[inside] * strides).sum(1)]
+        stopped[inside] = stops[flat[ray[inside]]]
         hit[ray[stopped]] = True
         entered |= inside
         voxel.scatter_add_(1, axis, step.gather(1, axis))
@@ -46,7 +64,7 @@ def traverse_reference(occupied: Tensor, origins: Tensor, directions: Tensor) ->
         ray, voxel, moving, step = ray[keep], voxel[keep], moving[keep], step[keep]
         t_next, t_step, entered = t_next[keep], t_step[keep], entered[keep]
         steps += 1
-    return exit_t, index, hit
+    return exit_t, flat, hit
 
 
 def _next_axis(t_next: Tensor) -> Tensor:
