@@ -49,7 +49,7 @@ def make_inputs(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     """A world and a base; returns the flags that all jobs share."""
     size = (48, 32) if args.smoke else (800, 448)
     world = WorldConfig(
-        out=work / "world", scenes=2, val_scenes=1, key_frames=2 if args.smoke else 8, size=f"{size[0]}x{size[1]}"
+        out=work / "world", scenes=2, val_scenes=1, key_frames=2 if args.smoke else 4, size=f"{size[0]}x{size[1]}"
     )
     if make_world(world) != 0:
         raise SystemExit("the world could not be written")

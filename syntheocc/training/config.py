@@ -116,6 +116,9 @@ class TrainConfig(SampleConfig, LoopConfig):
     progressive_weights: bool = flag(True, "foreground counts more as training goes on, 1.2 to 2.2")
 
     # speed and memory
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = flag(
+        None, "precision to compute in; by default the launcher's, else bf16 where the GPU has it"
+    )
     gradient_checkpointing: bool = flag(False, "compute activations again in the backward: less memory, slower")
     compile: Literal["no", "blocks", "whole"] = flag("no", "compile the transformer blocks, or the networks whole")
     enable_xformers_memory_efficient_attention: bool = flag(False, "use xformers where it is installed")
