@@ -12,6 +12,7 @@ from syntheocc.models.ops.geglu import geglu
 from syntheocc.models.ops.geglu import reference as geglu_reference
 from syntheocc.models.ops.group_norm import group_norm
 from syntheocc.models.ops.group_norm import reference as group_norm_reference
+from syntheocc.models.ops.launch import cdiv, next_power_of_2
 from syntheocc.models.ops.plane_embedding import plane_embedding
 from syntheocc.models.ops.plane_embedding import reference as plane_embedding_reference
 from syntheocc.models.ops.residual_add import reference as residual_reference
@@ -153,3 +154,8 @@ def test_masters_are_cast_on_the_way_in():
         assert parameter.grad.dtype == torch.float32 and parameter.grad.stride() == parameter.stride()
     assert [type(m) for m in from_master_weights(model).modules()] == types
     assert type(to_master_weights(frozen).linear) is nn.Linear, "a frozen layer is cast once and for all"
+
+
+def test_launch_arithmetic():
+    assert [cdiv(a, 4) for a in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]
+    assert [next_power_of_2(n) for n in (1, 2, 3, 4, 5, 320, 512)] == [1, 2, 4, 4, 8, 512, 512]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from syntheocc.models.ops.add_layer_norm.triton import TILE, add_layer_norm_with_statistics
+from syntheocc.models.ops.launch import cdiv, next_power_of_2
 
 # Rows and channels of a tile of the parameters' gradients.
 BLOCK_ROWS = 128
@@ -106,18 +107,18 @@ def _backward(
     passed = None if passed is None else passed.contiguous()
     channels = total.shape[-1]
     rows = total.numel() // channels
-    block = triton.next_power_of_2(channels)
+    block = next_power_of_2(channels)
     rows_a_program = max(1, TILE // block)
     dx = torch.empty_like(total)
-    _input_gradient[(triton.cdiv(rows, rows_a_program),)](
+    _input_gradient[(cdiv(rows, rows_a_program),)](
         total, grad, grad if passed is None else passed, weight, mean, rstd, dx, rows, channels,
         HAS_PASSED=passed is not None, ROWS=rows_a_program, BLOCK_C=block,
     )  # fmt: skip
     if not (want_weight or want_bias):
         return dx, None, None
-    tiles = triton.cdiv(rows, BLOCK_ROWS)
+    tiles = cdiv(rows, BLOCK_ROWS)
     sums = torch.empty(2, tiles, channels, device=total.device, dtype=torch.float32)
-    _parameter_sums[(tiles, triton.cdiv(channels, BLOCK_CHANNELS))](
+    _parameter_sums[(tiles, cdiv(channels, BLOCK_CHANNELS))](
         total, grad, mean, rstd, sums[0], sums[1], rows, channels, BLOCK_R=BLOCK_ROWS, BLOCK_C=BLOCK_CHANNELS
     )
     dweight, dbias = sums.sum(1)

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from syntheocc.models.ops.launch import cdiv, next_power_of_2
+
 # Values a program holds: four rows of 320 channels (padded to 512), one of 1280 (padded to 2048).
 TILE = 2048
 
@@ -73,11 +75,11 @@ def _launch(
 ) -> tuple[Tensor, Tensor]:
     channels = x.shape[-1]
     rows = x.numel() // channels
-    block = triton.next_power_of_2(channels)
+    block = next_power_of_2(channels)
     rows_a_program = max(1, TILE // block)
     total = x if residual is None else torch.empty_like(x)
     out = torch.empty_like(x)
-    _add_layer_norm[(triton.cdiv(rows, rows_a_program),)](
+    _add_layer_norm[(cdiv(rows, rows_a_program),)](
         x, x if residual is None else residual, weight, bias, total, out,
         x if mean is None else mean, x if rstd is None else rstd, rows, channels, eps,
         HAS_RESIDUAL=residual is not None, KEEP=mean is not None, ROWS=rows_a_program, BLOCK_C=block,

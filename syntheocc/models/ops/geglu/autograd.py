@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from syntheocc.models.ops.geglu import triton as forward_kernel
+from syntheocc.models.ops.launch import cdiv
 
 BLOCK = 1024
 
@@ -46,6 +47,6 @@ class Geglu(torch.autograd.Function):
         grad = grad.contiguous()
         features = grad.shape[-1]
         out = torch.empty_like(x)
-        blocks = triton.cdiv(features, BLOCK)
+        blocks = cdiv(features, BLOCK)
         _geglu_backward[(grad.numel() // features * blocks,)](x, grad, out, features, blocks, BLOCK=BLOCK)
         return out

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from syntheocc.models.ops.launch import cdiv
+
 BLOCK = 1024
 
 
@@ -27,6 +29,6 @@ def geglu(
     features = x.shape[-1] // 2
     out = torch.empty(*x.shape[:-1], features, device=x.device, dtype=x.dtype)
     rows = out.numel() // features
-    blocks = triton.cdiv(features, BLOCK)
+    blocks = cdiv(features, BLOCK)
     _geglu[(rows * blocks,)](x, out, features, blocks, BLOCK=BLOCK)
     return out

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from syntheocc.models.ops.group_norm.triton import BLOCK_CHANNELS, BLOCK_ROWS, group_norm_with_statistics
+from syntheocc.models.ops.launch import cdiv, next_power_of_2
 
 
 @triton.jit
@@ -125,7 +126,7 @@ class GroupNorm(torch.autograd.Function):
         n, channels, height, width = x.shape
         rows = height * width
         per_group = channels // ctx.num_groups
-        tiles, blocks = triton.cdiv(rows, BLOCK_ROWS), triton.cdiv(channels, BLOCK_CHANNELS)
+        tiles, blocks = cdiv(rows, BLOCK_ROWS), cdiv(channels, BLOCK_CHANNELS)
         sums = torch.empty(2, n, tiles, channels, device=x.device, dtype=torch.float32)
         means = torch.empty(2, n, ctx.num_groups, device=x.device, dtype=torch.float32)
         dx = torch.empty_like(x, memory_format=torch.channels_last)
@@ -136,7 +137,7 @@ class GroupNorm(torch.autograd.Function):
         _tile_sums[(n, tiles, blocks)](*inputs, sums[0], sums[1], rows, channels, tiles, **sizes, **shape)
         _group_means[(n, ctx.num_groups)](
             sums[0], sums[1], weight, means[0], means[1], rows, channels, tiles,
-            BLOCK_G=triton.next_power_of_2(per_group), BLOCK_T=64, **sizes,
+            BLOCK_G=next_power_of_2(per_group), BLOCK_T=64, **sizes,
         )  # fmt: skip
         _input_gradient[(n, tiles, blocks)](*inputs, means[0], means[1], dx, rows, channels, **sizes, **shape)
         _, _, want_weight, want_bias, _, want_shift, _ = ctx.needs_input_grad

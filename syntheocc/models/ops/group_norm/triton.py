@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from syntheocc.models.ops.launch import cdiv, next_power_of_2
+
 # Rows of pixels in a tile; with 64 channels a tile is 8192 values, 64 registers a thread at 128 threads.
 BLOCK_ROWS = 128
 BLOCK_CHANNELS = 64
@@ -123,7 +125,7 @@ def group_norm_with_statistics(
     """The result, and mean and reciprocal standard deviation of every group, float32 [N, num_groups]."""
     n, channels, height, width = x.shape
     rows = height * width
-    tiles, blocks = triton.cdiv(rows, BLOCK_ROWS), triton.cdiv(channels, BLOCK_CHANNELS)
+    tiles, blocks = cdiv(rows, BLOCK_ROWS), cdiv(channels, BLOCK_CHANNELS)
     per_group = channels // num_groups
     out = torch.empty_like(x, memory_format=torch.channels_last)
     mean = torch.empty(n, tiles, channels, device=x.device, dtype=torch.float32)
@@ -137,7 +139,7 @@ def group_norm_with_statistics(
     )  # fmt: skip
     _merge_statistics[(n, num_groups)](
         mean, m2, group_mean, group_rstd, rows, channels, tiles, eps,
-        GROUPS=num_groups, PER_GROUP=per_group, BLOCK_G=triton.next_power_of_2(per_group), BLOCK_T=64,
+        GROUPS=num_groups, PER_GROUP=per_group, BLOCK_G=next_power_of_2(per_group), BLOCK_T=64,
         BLOCK_R=BLOCK_ROWS,
     )  # fmt: skip
     _normalise[(n, tiles, blocks)](

@@ -12,6 +12,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from syntheocc.models.ops.launch import cdiv, next_power_of_2
+
 FORWARD_PIXELS = 16
 BACKWARD_PIXELS = 128
 BLOCK_CHANNELS = 64
@@ -83,9 +85,9 @@ class PlaneEmbedding(torch.autograd.Function):
         size = height * width
         pixels = num_images * size
         out = torch.empty(num_images, height, width, channels, device=layers.device, dtype=dtype)
-        _sum_planes[(triton.cdiv(pixels, FORWARD_PIXELS),)](
+        _sum_planes[(cdiv(pixels, FORWARD_PIXELS),)](
             layers, table.contiguous(), out, pixels, size, num_layers, channels,
-            CLASSES=num_classes, FREE=free_class, BLOCK_P=FORWARD_PIXELS, BLOCK_C=triton.next_power_of_2(channels),
+            CLASSES=num_classes, FREE=free_class, BLOCK_P=FORWARD_PIXELS, BLOCK_C=next_power_of_2(channels),
         )  # fmt: skip
         ctx.save_for_backward(layers, table)
         ctx.free_class = free_class
@@ -101,9 +103,9 @@ class PlaneEmbedding(torch.autograd.Function):
         _, num_classes, channels = table.shape
         size = height * width
         out = torch.empty_like(table, dtype=torch.float32, memory_format=torch.contiguous_format)
-        _table_gradient[(num_layers, triton.cdiv(channels, BLOCK_CHANNELS))](
+        _table_gradient[(num_layers, cdiv(channels, BLOCK_CHANNELS))](
             layers, grad, out, num_images * size, size, num_layers, channels,
-            CLASSES=num_classes, FREE=ctx.free_class, BLOCK_K=max(16, triton.next_power_of_2(num_classes)),
+            CLASSES=num_classes, FREE=ctx.free_class, BLOCK_K=max(16, next_power_of_2(num_classes)),
             BLOCK_P=BACKWARD_PIXELS, BLOCK_C=BLOCK_CHANNELS,
         )  # fmt: skip
         return None, out.to(table.dtype), None, None

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from syntheocc.models.ops.launch import cdiv
+
 BLOCK = 2048
 
 
@@ -25,5 +27,5 @@ def residual_add(
 ) -> Tensor:
     """`reference.residual_add` without gradients for channels-last tensors."""
     out = torch.empty_like(x, memory_format=torch.channels_last)
-    _residual_add[(triton.cdiv(x.numel(), BLOCK),)](x, residual, bias, out, x.numel(), x.shape[1], BLOCK=BLOCK)
+    _residual_add[(cdiv(x.numel(), BLOCK),)](x, residual, bias, out, x.numel(), x.shape[1], BLOCK=BLOCK)
     return out
