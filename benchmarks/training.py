@@ -17,9 +17,9 @@ Variants:
 * blocks: the transformer blocks compiled; whole: both networks compiled. Compiling takes minutes.
 
 What has to be done (FlopCounterMode, TFLOP): VAE encoder 9.3, ControlNet 2.4, UNet 10.2, backward 18.9 (gradients of
-the inputs of both networks, of the weights of what is trained; attention computes its scores again): 40.8. At the
-370 TFLOP/s that the denoising networks reach on an H200 (benchmarks/generation.py) this is 0.110 s, the target
-0.16 s. What has to be moved: a tensor at full resolution [6, 5600, 320] is 21.5 MB, a transformer block there keeps
+the inputs of both networks, and of the weights of what is trained) and 2.3 for the scores that attention computes again
+in it: 43.1. At the 370 TFLOP/s that the denoising networks reach on an H200 (benchmarks/generation.py) this is 0.117 s,
+the target 0.16 s. What has to be moved: a tensor at full resolution [6, 5600, 320] is 21.5 MB, a transformer block there keeps
 about 24 of them for the backward, 0.5 GB; there are five in the UNet and two in the ControlNet, as many at each half
 resolution with half the bytes: 6 GB with ResNets' inputs 8. Weights: frozen ones in half precision 2.6 GB, masters,
 gradients and AdamW's two moments 425 M x 16 bytes = 6.8 GB, their working copy 0.85 GB. Together 18 GB. AdamW reads
