@@ -17,13 +17,14 @@ Variants:
 * blocks: the transformer blocks compiled; whole: both networks compiled. Compiling takes minutes.
 
 What has to be done (FlopCounterMode, TFLOP): VAE encoder 9.3, ControlNet 2.4, UNet 10.2, backward 18.9 (gradients of
-the inputs of both networks, and of the weights of what is trained) and 2.3 for the scores that attention computes again
-in it: 43.1. At the 370 TFLOP/s that the denoising networks reach on an H200 (benchmarks/generation.py) this is 0.117 s,
-the target 0.16 s. What has to be moved: a tensor at full resolution [6, 5600, 320] is 21.5 MB, a transformer block there keeps
-about 24 of them for the backward, 0.5 GB; there are five in the UNet and two in the ControlNet, as many at each half
-resolution with half the bytes: 6 GB with ResNets' inputs 8. Weights: frozen ones in half precision 2.6 GB, masters,
-gradients and AdamW's two moments 425 M x 16 bytes = 6.8 GB, their working copy 0.85 GB. Together 18 GB. AdamW reads
-and writes 425 M x 28 bytes = 12 GB, 3 ms; the cast of the masters and of their gradients 5 GB, 1.3 ms.
+the inputs of both networks, and of the weights of what is trained) and 2.3 for the scores that attention computes
+again in it: 43.1. At the 370 TFLOP/s that the denoising networks reach on an H200 (benchmarks/generation.py) this is
+0.117 s, the target 0.16 s. What has to be moved: a tensor at full resolution [6, 5600, 320] is 21.5 MB, a transformer
+block there keeps about 24 of them for the backward, 0.5 GB; there are five in the UNet and two in the ControlNet, as
+many at each half resolution with half the bytes: 6 GB with ResNets' inputs 8. Weights: frozen ones in half precision
+2.6 GB, masters, gradients and AdamW's two moments 425 M x 16 bytes = 6.8 GB, their working copy 0.85 GB. Together 18
+GB. AdamW reads and writes 425 M x 28 bytes = 12 GB, 3 ms; the cast of the masters and of their gradients 5 GB, 1.3
+ms.
 
 Prints seconds a step (median), TFLOP/s, peak memory, phases, and the difference of loss and gradients to plain; writes
 all of it as JSON with the chip, the commit and the command.
