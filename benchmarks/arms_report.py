@@ -89,7 +89,9 @@ def summarise(
         "chip": torch.cuda.get_device_name() if torch.cuda.is_available() else reporting.cpu_name(),
         "torch": torch.__version__,
         "commit": args.commit or reporting.commit(),
-        "command": shlex.join(["python", *reporting.without(sys.argv, ("--output", "--commit", "--judge"))]),
+        "command": shlex.join(
+            ["python", *reporting.without(sys.argv, ("--output", "--commit", "--judge", "--cache"))]
+        ),
         "split": args.split,
         "scenes": len(numbers),
         **facts,

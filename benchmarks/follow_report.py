@@ -69,7 +69,9 @@ def summarise(args: Namespace, gathered: list[Any], reference: Tensor, facts: di
         "chip": torch.cuda.get_device_name() if torch.cuda.is_available() else reporting.cpu_name(),
         "torch": torch.__version__,
         "commit": args.commit or reporting.commit(),
-        "command": shlex.join(["python", *reporting.without(sys.argv, ("--output", "--commit", "--judge"))]),
+        "command": shlex.join(
+            ["python", *reporting.without(sys.argv, ("--output", "--commit", "--judge", "--cache"))]
+        ),
         "split": args.split,
         "scenes": len(scenes),
         "sampler": {
@@ -133,7 +135,11 @@ def dose_table(gathered: list[Any], args: Namespace) -> dict:
     if total < 2:
         return {"scenes": total, "table": {}}
     draws = Resamples(total, args.resamples, seed=1)
-    table: dict[str, dict[str, Interval]] = {}
+    table: dict[str, dict[str, Interval]] = {"no change": {}}
+    for row, name in (("generated", "generated"), ("real", "photograph")):
+        same = [one.counts[row][one.scenes.index(scene)][0] for one in gathered for scene in one.dose_scenes]
+        for labels in ("original labels", "changed labels"):
+            table["no change"][f"{name}, {labels}"] = draws.interval(mean_iou(draws.sums(torch.stack(same))))
     for key, counts in doses.items():
         dose, pairing = key.split("|")
         table.setdefault(dose, {})[pairing] = draws.interval(mean_iou(draws.sums(torch.stack([c[0] for c in counts]))))

@@ -150,7 +150,9 @@ def test_all_modes_run_at_a_tiny_size(tmp_path):
     written = json.loads((tmp_path / "one" / "report.json").read_text())
     assert written["scenes"] == 2 and written == report
     assert set(written["scores"]) == {"covered", "all"}
-    assert set(written["doses"]["table"]) == {"shift 4 m", "other scene"} and set(written["kernel_distance"]) == {
+    assert set(written["doses"]["table"]) == {"no change", "shift 4 m", "other scene"} and set(
+        written["kernel_distance"]
+    ) == {
         "vae",
         "generated",
     }
