@@ -11,7 +11,9 @@ Legend: V views, C latent channels, H W pixels, h w latent pixels.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +71,20 @@ class LatentCache:
             return False
 
     def fill(
-        self, frames: Sequence[Frame], encode: Callable[[Frame], Tensor], show: bool = True
+        self,
+        frames: Sequence[Frame],
+        read: Callable[[Frame], Tensor],
+        encode: Callable[[Tensor], Tensor],
+        readers: int = 1,
+        show: bool = True,
     ) -> tuple[int, dict[str, str]]:
         """Make what is missing.
 
         Args:
             frames: of this process; others may fill the same folder.
-            encode: frame -> moments [V, 2C, h, w]; a ValueError leaves the frame out.
+            read: frame -> pictures uint8 [V, 3, H, W]; a ValueError leaves the frame out.
+            encode: pictures -> moments [V, 2C, h, w].
+            readers: threads that read ahead (decoding pictures holds no lock of Python's).
             show: draw a progress bar.
 
         Returns:
@@ -84,20 +93,28 @@ class LatentCache:
         from safetensors.torch import save_file
         from tqdm import tqdm
 
-        made, failed = 0, {}
-        for frame in tqdm(frames, desc="latents", unit="sample", disable=not show):
+        def read_missing(frame: Frame) -> tuple[str, Tensor] | None:
             if self.is_current(frame):
-                continue
-            try:
-                sources = _sources(frame)  # before the pictures are read: a change meanwhile is noticed
-                moments = encode(frame)
-            except (ValueError, OSError) as error:
-                self.path(frame).unlink(missing_ok=True)  # what is there was made of other pictures
-                failed[frame.token] = str(error)
-                continue
-            with atomic_path(self.path(frame)) as temporary:
-                save_file({"moments": moments.contiguous().cpu()}, temporary, metadata={"sources": sources})
-            made += 1
+                return None
+            sources = _sources(frame)  # before the pictures are read: a change meanwhile is noticed
+            return sources, read(frame)
+
+        made, failed = 0, {}
+        with tqdm(total=len(frames), desc="latents", unit="sample", disable=not show) as bar:
+            for frame, result in _read_ahead(read_missing, frames, readers):
+                bar.update()
+                try:
+                    found = result()
+                except (ValueError, OSError) as error:
+                    self.path(frame).unlink(missing_ok=True)  # what is there was made of other pictures
+                    failed[frame.token] = str(error)
+                    continue
+                if found is None:
+                    continue
+                sources, images = found
+                with atomic_path(self.path(frame)) as temporary:
+                    save_file({"moments": encode(images).contiguous().cpu()}, temporary, metadata={"sources": sources})
+                made += 1
         return made, failed
 
 
@@ -124,6 +141,24 @@ def encode_moments(vae: Any, images: Tensor) -> Tensor:
     """The VAE's moments [V, 2C, h, w] of pictures uint8 [V, 3, H, W], in the VAE's dtype, on its device."""
     pixels = images.to(vae.device).float() / 127.5 - 1
     return vae.encode(pixels.to(vae.dtype)).latent_dist.parameters
+
+
+def _read_ahead(
+    read: Callable[[Frame], Any], frames: Sequence[Frame], readers: int
+) -> Iterator[tuple[Frame, Callable[[], Any]]]:
+    """Each frame in order with a function that gives what was read of it, or raises; two a reader are under way."""
+    waiting: deque[tuple[Frame, Future]] = deque()
+    with ThreadPoolExecutor(max(1, readers)) as pool:
+        try:
+            for frame in frames:
+                waiting.append((frame, pool.submit(read, frame)))
+                if len(waiting) > 2 * max(1, readers):
+                    first, future = waiting.popleft()
+                    yield first, future.result
+            for first, future in waiting:
+                yield first, future.result
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _sources(frame: Frame) -> str:

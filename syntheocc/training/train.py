@@ -179,10 +179,14 @@ class _Job:
         assert self.latents is not None and self.step.vae is not None
         vae = self.step.vae.to(self.device)
 
-        def encode(frame: "Frame") -> "torch.Tensor":
-            return encode_moments(vae, read_pictures(frame, self.config.height, self.config.width))
-
-        _, failed = self.latents.fill(self.ranks.share(frames), encode, show=self.ranks.is_main)
+        config = self.config
+        _, failed = self.latents.fill(
+            self.ranks.share(frames),
+            lambda frame: read_pictures(frame, config.height, config.width),
+            lambda images: encode_moments(vae, images),
+            readers=config.dataloader_num_workers or 1,
+            show=self.ranks.is_main,
+        )
         for token, reason in list(failed.items())[:20]:
             note(f"no latents of sample {token}: {reason}")
         if len(failed) > 20:

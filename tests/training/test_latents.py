@@ -16,19 +16,19 @@ def vae():
 
 
 def encoder(vae, made):
-    """An encoder of 48x32 pictures that lists what it is asked for."""
+    """A reader of 48x32 pictures that lists what it is asked for, and what encodes them."""
 
-    def encode(frame):
+    def read(frame):
         made.append(frame.token)
-        return encode_moments(vae, read_pictures(frame, 32, 48))
+        return read_pictures(frame, 32, 48)
 
-    return encode
+    return read, lambda images: encode_moments(vae, images)
 
 
 def test_what_is_there_is_not_made_again(street, vae, tmp_path):
     cache, made = LatentCache(tmp_path, "vae"), []
-    assert cache.fill(street.frames[:2], encoder(vae, made), show=False) == (2, {})
-    assert cache.fill(street.frames[:3], encoder(vae, made), show=False) == (1, {})  # an interrupted job goes on
+    assert cache.fill(street.frames[:2], *encoder(vae, made), show=False) == (2, {})
+    assert cache.fill(street.frames[:3], *encoder(vae, made), show=False) == (1, {})  # an interrupted job goes on
     assert made == ["token0", "token1", "token2"]
     moments = cache.read(street.frames[0])
     assert moments.shape == (6, 8, 4, 6)
@@ -37,9 +37,20 @@ def test_what_is_there_is_not_made_again(street, vae, tmp_path):
     assert not [path for path in cache.folder.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("readers", [1, 3])
+def test_readers_ahead_make_the_same_files(readers, street, vae, tmp_path):
+    cache, alone = LatentCache(tmp_path, "many"), LatentCache(tmp_path, "alone")
+    street.frames[4].image_paths["CAM_BACK"].write_bytes(b"damaged")
+    made, failed = cache.fill(street.frames, *encoder(vae, []), readers=readers, show=False)
+    assert made == 5 and list(failed) == ["token4"]
+    alone.fill(street.frames, *encoder(vae, []), readers=0, show=False)
+    for frame in street.frames[:4]:
+        assert cache.path(frame).read_bytes() == alone.path(frame).read_bytes()
+
+
 def test_changed_pictures_and_damaged_files_are_encoded_again(street, vae, tmp_path):
     cache, made = LatentCache(tmp_path, "vae"), []
-    cache.fill(street.frames[:3], encoder(vae, made), show=False)
+    cache.fill(street.frames[:3], *encoder(vae, made), show=False)
     made.clear()
     picture = street.frames[1].image_paths["CAM_FRONT"]
     picture.write_bytes(street.frames[4].image_paths["CAM_FRONT"].read_bytes())
@@ -48,17 +59,17 @@ def test_changed_pictures_and_damaged_files_are_encoded_again(street, vae, tmp_p
     cache.path(street.frames[2]).write_bytes(whole[:50])
     with pytest.raises(ValueError, match="token2.safetensors: cached latents cannot be read"):
         cache.read(street.frames[2])
-    cache.fill(street.frames[:3], encoder(vae, made), show=False)
+    cache.fill(street.frames[:3], *encoder(vae, made), show=False)
     assert made == ["token1", "token2"]
     assert cache.path(street.frames[2]).read_bytes() == whole
 
 
 def test_pictures_that_cannot_be_read_leave_no_latents(street, vae, tmp_path):
     cache = LatentCache(tmp_path, "vae")
-    cache.fill(street.frames[:1], encoder(vae, []), show=False)
+    cache.fill(street.frames[:1], *encoder(vae, []), show=False)
     street.frames[0].image_paths["CAM_FRONT"].write_bytes(b"")
     street.frames[1].image_paths["CAM_BACK"].unlink()
-    made, failed = cache.fill(street.frames[:3], encoder(vae, []), show=False)
+    made, failed = cache.fill(street.frames[:3], *encoder(vae, []), show=False)
     assert made == 1 and list(failed) == ["token0", "token1"]
     assert "CAM_FRONT" in failed["token0"] and "CAM_BACK" in failed["token1"]
     with pytest.raises(ValueError, match="token0.safetensors: no cached latents"):
@@ -85,7 +96,7 @@ def test_a_step_on_cached_latents_is_the_step_on_pictures(street, make_step, tmp
     config = street.config(occ_kind="syntheocc_coarse")
     frames, _ = config.read_frames()
     cache = LatentCache(tmp_path, "vae")
-    cache.fill(frames, encoder(step.vae, []), show=False)
+    cache.fill(frames, *encoder(step.vae, []), show=False)
     losses = []
     for latents in (None, cache):
         read = FrameReader(config, step.condition, caption_tokenizer(), latents)
