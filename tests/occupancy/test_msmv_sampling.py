@@ -1,6 +1,7 @@
 """The implementations of multi-view sampling against the slow reference, and the reference against known numbers."""
 
 import math
+import os
 
 import pytest
 import torch
@@ -16,6 +17,15 @@ PATHS = [
         "cuda",
         id="triton-gpu",
         marks=[pytest.mark.gpu, pytest.mark.skipif(not has_module("triton"), reason="needs triton")],
+    ),
+    pytest.param(
+        "triton",
+        "cpu",
+        id="triton-interpreted",
+        marks=pytest.mark.skipif(
+            os.environ.get("TRITON_INTERPRET") != "1" or not has_module("triton"),
+            reason="set TRITON_INTERPRET=1 to run the kernels on the CPU",
+        ),
     ),
 ]
 SIZES = ((6, 9), (3, 5), (1, 2))
@@ -155,3 +165,18 @@ def test_wrong_arguments_are_named(change, message):
 def test_unknown_backends_are_named():
     with pytest.raises(ValueError, match="backend 'cuda' cannot run"):
         msmv_sampling(*problem(), backend="cuda")
+
+
+@pytest.mark.skipif(not has_module("triton"), reason="needs triton")
+def test_the_operator_is_one_that_compilers_can_trace():
+    """Its fake outputs have the shapes, strides and types of the real ones, and its gradients are registered."""
+    from syntheocc.occupancy.ops.msmv_sampling.triton import msmv_sampling_triton
+
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not (interpreted or torch.cuda.is_available()):
+        pytest.skip("needs a CUDA device or TRITON_INTERPRET=1")
+    device = "cpu" if interpreted else "cuda"
+    features, *rest = problem(batch=2, frames=2, groups=2)
+    moved = [[f.to(device).requires_grad_() for f in features], *[t.to(device).requires_grad_() for t in rest]]
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(msmv_sampling_triton, tuple(moved), test_utils=checks)
