@@ -1,0 +1,1 @@
+"""Perception models: occupancy from images."""
