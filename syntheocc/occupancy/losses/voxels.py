@@ -3,6 +3,7 @@
 Legend: N labelled entries, C classes.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,10 +17,9 @@ def frequency_weights(frequencies: Sequence[float]) -> Tensor:
     Raises:
         ValueError: a count below 2, whose weight would be infinite or negative.
     """
-    counts = torch.tensor(list(frequencies), dtype=torch.float64)
-    if not bool((counts >= 2).all()):
+    if not all(count >= 2 for count in frequencies):
         raise ValueError(f"class frequencies are voxel counts of at least 2, got {list(frequencies)}")
-    return (1 / torch.log(counts + 1e-3)).float()
+    return torch.tensor([1 / math.log(count + 1e-3) for count in frequencies])
 
 
 def weighted_cross_entropy(
