@@ -58,7 +58,7 @@ class ResNet(nn.Module):
         self.gradient_checkpointing = False
 
     @property
-    def stages(self) -> nn.ModuleList:
+    def stages(self) -> Any:
         """The four stages; each has its blocks in `layers`."""
         return self.encoder.stages
 
@@ -132,7 +132,7 @@ class ImageEncoder(nn.Module):
         self.backbone = ResNet(backbone)
         self.neck = FeaturePyramid(self.backbone.channels, dims, num_levels)
         self.norm_eval = False
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images [N, 3, H, W] to `num_levels` maps [N, D, h, w], channels last."""
