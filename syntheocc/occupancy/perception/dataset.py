@@ -1,0 +1,326 @@
+"""Samples of the perception models: images of several cameras and frames, their projections, and the labels if any.
+
+Works on whatever `occupancy.data` reads: without ground truth (no labels), on single frames (the current images
+repeat), with frames in any order, with cameras missing (black images whose projection is all zeros).
+
+Legend: B samples, T frames (the current one first, then ever older ones), V views, H W network input, X Y Z voxels.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from syntheocc.occupancy.data.frames import Frame
+from syntheocc.occupancy.grids import GridSpec
+from syntheocc.occupancy.perception.history import Shot, ShotHistory
+from syntheocc.occupancy.perception.images import Decoder, load_image
+from syntheocc.occupancy.perception.photometric import Photometric, draw_photometric
+from syntheocc.occupancy.perception.transforms import (
+    GridTransform,
+    ImageAugmentation,
+    ImageTransform,
+    draw_grid_transform,
+    transform_labels,
+)
+from syntheocc.occupancy.transforms import invert_rigid
+
+__all__ = ["SPARSEOCC_CAMERAS", "FrameLabels", "OccupancyBatch", "OccupancyFrames", "Sampling", "collate"]
+
+# The order in which the published model looks for the first camera that shows a point (specs/sparseocc.md 1.2).
+SPARSEOCC_CAMERAS = (
+    "CAM_FRONT",
+    "CAM_FRONT_RIGHT",
+    "CAM_FRONT_LEFT",
+    "CAM_BACK",
+    "CAM_BACK_LEFT",
+    "CAM_BACK_RIGHT",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class FrameLabels:
+    """Ground truth of one frame, as a reader gives it.
+
+    Args:
+        semantics: uint8 [X, Y, Z], 255 unknown.
+        instances: integer [X, Y, Z], 0 none; None where objects are not told apart.
+    """
+
+    semantics: Tensor
+    instances: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """What is made of a frame.
+
+    Args:
+        num_frames: T.
+        image: how images are scaled and cropped.
+        training: augment and draw the history at random; off, everything depends on the frame alone.
+        grid_turns: mirror and turn the grid in training.
+        max_yaw: largest turn, radians.
+        photometric: draw colour changes in training; the step applies them on its device.
+        draft, decoder: see `load_image`.
+        allow_missing_files: a picture that does not exist counts as a missing camera instead of an error.
+
+    Raises:
+        ValueError: no frame at all.
+    """
+
+    num_frames: int
+    image: ImageAugmentation
+    training: bool = False
+    grid_turns: bool = True
+    max_yaw: float = float(np.deg2rad(22.5))
+    photometric: bool = True
+    draft: bool = True
+    decoder: Decoder = "pillow"
+    allow_missing_files: bool = False
+
+    def __post_init__(self):
+        if self.num_frames < 1:
+            raise ValueError(f"a sample has at least its own frame, got num_frames={self.num_frames}")
+
+
+@dataclass
+class OccupancyBatch:
+    """Samples, batched."""
+
+    images: Tensor
+    """uint8 [B, T, V, 3, H, W] RGB; in memory the channels come last."""
+    ego2img: Tensor
+    """float32 [B, T, V, 4, 4]: from the (augmented) grid's frame to (u*z, v*z, z, 1) pixels; zeros: no such camera."""
+    tokens: list[str]
+    semantics: Tensor | None = None
+    """uint8 [B, X, Y, Z], 255 unknown; None without ground truth."""
+    instances: Tensor | None = None
+    """int32 [B, X, Y, Z], 0 none; None without."""
+    photometric: Photometric | None = None
+    """Colour changes of the B*T*V images."""
+
+    def to(self, device: torch.device | str) -> "OccupancyBatch":
+        """The batch on another device."""
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "OccupancyBatch":
+        """The batch in page-locked memory (called by the loader)."""
+        return self._changed(lambda tensor: tensor.pin_memory())
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> "OccupancyBatch":
+        values: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                value = change(value)
+            elif isinstance(value, Photometric):
+                value = Photometric(**{g.name: change(getattr(value, g.name)) for g in fields(value)})
+            values[f.name] = value
+        return OccupancyBatch(**values)
+
+
+class OccupancyFrames(Dataset):
+    """Samples of key frames; `dataset[i]` is an `OccupancyBatch` of one.
+
+    A training dataset has `rounds` samples of every frame, which differ in what is drawn: index i is frame
+    ``i % number of frames`` in its round ``i // number of frames``, and depends on nothing else. `order` goes through
+    one round an epoch.
+
+    Args:
+        frames: key frames, in any order, of any number of scenes.
+        sampling: what is made of a frame.
+        grid: where labels and projections live; in the ego or the lidar frame.
+        labels: reads a frame's ground truth, None where it has none; left out, there is none.
+        cameras: the views, in the order of the model; left out: those of the first frame, the published six in the
+            published order. A frame that lacks one of them gets a black image and an all-zero projection.
+        data_root: for sweeps whose paths were written elsewhere.
+        seed: of the draws.
+        rounds: how many different samples there are of a frame.
+        unreadable: makes what `dataset[i]` returns for a sample that cannot be read, from its token and the reason
+            (the engine's `BadSample`, so that a run goes on with the next one); None lets the error through.
+
+    Raises:
+        ValueError: no frame, a frame twice, or a grid in another frame.
+    """
+
+    def __init__(
+        self,
+        frames: Sequence[Frame],
+        sampling: Sampling,
+        grid: GridSpec,
+        labels: Callable[[Frame], FrameLabels | None] | None = None,
+        cameras: Sequence[str] | None = None,
+        data_root: Path | None = None,
+        seed: int = 0,
+        rounds: int = 1,
+        unreadable: Callable[[str, str], Any] | None = None,
+    ):
+        if not frames:
+            raise ValueError("no frames to make samples of")
+        if grid.frame not in ("ego", "lidar"):
+            raise ValueError(f"the grid lies in the {grid.frame} frame; images are projected from ego or lidar grids")
+        if rounds < 1:
+            raise ValueError(f"every frame is seen at least once, got rounds={rounds}")
+        self.frames = list(frames)
+        self.history = ShotHistory(self.frames, data_root)
+        self.sampling, self.grid, self.labels = sampling, grid, labels
+        self.cameras = tuple(cameras or _published_order(frames[0].cameras.names))
+        self.seed, self.rounds, self.unreadable = seed, rounds, unreadable
+
+    def __len__(self) -> int:
+        return len(self.frames) * self.rounds
+
+    def order(self, epoch: int) -> list[int]:
+        """Indices of an epoch, shuffled: every frame once (for `syntheocc.engine.samplers.EpochSampler`)."""
+        generator = _generator(self.seed, -1 - epoch)
+        start = epoch % self.rounds * len(self.frames)
+        return (torch.randperm(len(self.frames), generator=generator) + start).tolist()
+
+    def __getitem__(self, index: int) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        frame = self.frames[index % len(self.frames)]
+        try:
+            return self.sample(frame, _generator(self.seed, index))
+        except ValueError as error:
+            if self.unreadable is None:
+                raise
+            return self.unreadable(frame.token, str(error))
+
+    def sample(self, frame: Frame, generator: torch.Generator | None = None) -> OccupancyBatch:
+        """One frame's sample.
+
+        Args:
+            frame: one of the dataset's.
+            generator: of the draws in training.
+
+        Raises:
+            ValueError: a file is missing or damaged, labels do not fit the grid, or no camera has a picture.
+        """
+        sampling = self.sampling
+        turn = GridTransform()
+        if sampling.training:
+            if generator is None:
+                raise ValueError("training samples are drawn at random: give a generator")
+            older = self.history.random_shots(frame.token, sampling.num_frames - 1, generator)
+            if sampling.grid_turns:
+                turn = draw_grid_transform(generator, sampling.max_yaw)
+        else:
+            older = self.history.key_shots(frame.token, sampling.num_frames - 1)
+        # The same draw for all images of a sample, whatever their size.
+        image_seed = int(torch.randint(2**62, (), generator=generator)) if sampling.training else None
+        shots = [self.history.current(frame.token), *older]
+        images = np.zeros((len(shots), len(self.cameras), sampling.image.height, sampling.image.width, 3), np.uint8)
+        ego2img = torch.zeros(len(shots), len(self.cameras), 4, 4, dtype=torch.float64)
+        grid2global = self._grid2global(frame) @ torch.linalg.inv(turn.matrix())
+        loaded: dict[Path, np.ndarray] = {}  # at a scene's start the same shot comes several times
+        for t, shot in enumerate(shots):
+            for v, name in enumerate(self.cameras):
+                if (found := self._load(shot, name, image_seed, loaded)) is not None:
+                    images[t, v], projection = found
+                    ego2img[t, v] = projection @ grid2global
+        if not bool(ego2img[0].any()):
+            raise ValueError(f"sample {frame.token}: none of {', '.join(self.cameras)} has a picture")
+        semantics, instances = self._labels(frame, turn)
+        draw = None
+        if sampling.training and sampling.photometric:
+            assert generator is not None
+            draw = draw_photometric(images.shape[0] * images.shape[1], generator)
+        return OccupancyBatch(
+            images=torch.from_numpy(images).permute(0, 1, 4, 2, 3)[None],
+            ego2img=ego2img.float()[None],
+            tokens=[frame.token],
+            semantics=semantics,
+            instances=instances,
+            photometric=draw,
+        )
+
+    def _load(
+        self, shot: Shot, name: str, image_seed: int | None, loaded: dict[Path, np.ndarray]
+    ) -> tuple[np.ndarray, Tensor] | None:
+        """Pixels, and the projection from the global frame; None for a camera that has no picture."""
+        camera = shot.cameras.get(name)
+        if camera is None or (self.sampling.allow_missing_files and not camera.path.is_file()):
+            return None
+        transform = self._image_transform(camera.size, image_seed)
+        if camera.path not in loaded:
+            loaded[camera.path] = load_image(
+                camera.path, camera.size, transform, self.sampling.draft, self.sampling.decoder
+            )
+        projection = torch.eye(4, dtype=torch.float64)
+        projection[:3, :3] = camera.intrinsics
+        projection = transform.matrix() @ projection @ invert_rigid(camera.cam2global)
+        return loaded[camera.path], projection
+
+    def _image_transform(self, size: tuple[int, int], image_seed: int | None) -> ImageTransform:
+        if image_seed is None:
+            return self.sampling.image.for_test(*size)
+        return self.sampling.image.draw(*size, torch.Generator().manual_seed(image_seed))
+
+    def _grid2global(self, frame: Frame) -> Tensor:
+        ego2global = torch.eye(4, dtype=torch.float64) if frame.ego2global is None else frame.ego2global
+        if self.grid.frame == "ego":
+            return ego2global
+        if frame.lidar2ego is None:
+            raise ValueError(f"sample {frame.token}: the grid lies in the lidar frame, but lidar2ego is unknown")
+        return ego2global @ frame.lidar2ego
+
+    def _labels(self, frame: Frame, turn: GridTransform) -> tuple[Tensor | None, Tensor | None]:
+        found = None if self.labels is None else self.labels(frame)
+        if found is None:
+            return None, None
+        for name, values in (("semantics", found.semantics), ("instances", found.instances)):
+            if values is not None and tuple(values.shape) != self.grid.shape:
+                raise ValueError(
+                    f"sample {frame.token}: {name} of shape {tuple(values.shape)}, the grid has {self.grid.shape}"
+                )
+        semantics = transform_labels(found.semantics, self.grid, turn)[None]
+        if found.instances is None:
+            return semantics, None
+        # What is turned into view is unknown in the classes and no object in the instances.
+        return semantics, transform_labels(found.instances.int(), self.grid, turn, fill=0)[None]
+
+
+def collate(samples: Sequence[OccupancyBatch]) -> OccupancyBatch:
+    """Batch samples; channels stay last in memory.
+
+    Raises:
+        ValueError: some samples have ground truth (or instances, or colour changes) and others have not.
+    """
+
+    def join(name: str) -> Any:
+        values = [getattr(sample, name) for sample in samples]
+        if all(value is None for value in values):
+            return None
+        if any(value is None for value in values):
+            without = [s.tokens[0] for s, value in zip(samples, values, strict=True) if value is None]
+            raise ValueError(f"samples {', '.join(without)} have no {name}, others of the batch have")
+        return Photometric.cat(values) if name == "photometric" else torch.cat(values)
+
+    images = torch.cat([sample.images.permute(0, 1, 2, 4, 5, 3) for sample in samples])
+    return OccupancyBatch(
+        images=images.permute(0, 1, 2, 5, 3, 4),
+        ego2img=torch.cat([sample.ego2img for sample in samples]),
+        tokens=[token for sample in samples for token in sample.tokens],
+        semantics=join("semantics"),
+        instances=join("instances"),
+        photometric=join("photometric"),
+    )
+
+
+def _published_order(names: Sequence[str]) -> list[str]:
+    known = [name for name in SPARSEOCC_CAMERAS if name in names]
+    return known + [name for name in names if name not in SPARSEOCC_CAMERAS]
+
+
+def _generator(seed: int, index: int) -> torch.Generator:
+    """A generator whose numbers have nothing to do with those of the neighbouring indices."""
+    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
