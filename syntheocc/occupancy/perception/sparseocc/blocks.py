@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from syntheocc.occupancy.grids import GridSpec
+from syntheocc.occupancy.perception.sparseocc.geometry import constant
 
 
 class PositionEncoder(nn.Sequential):
@@ -22,7 +23,7 @@ class PositionEncoder(nn.Sequential):
 
     def of_corners(self, corners: Tensor, spec: GridSpec) -> Tensor:
         """Encode corners [B, Q, 3] (full-resolution voxel indices): [B, Q, D]."""
-        share = corners / torch.tensor(spec.shape, device=corners.device)
+        share = corners / constant(spec.shape, corners.device)
         return self(share.to(next(self.parameters()).dtype))
 
 

@@ -4,6 +4,9 @@ Legend: B samples, T frames, V views (cameras), N points, K voxels.
 Voxels are named by their corner: the integer indices of their lowest full-resolution voxel.
 """
 
+from functools import lru_cache
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,6 +16,20 @@ from syntheocc.occupancy.grids import GridSpec
 CHILD_OFFSETS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1))
 # A point is in front of a camera when its depth exceeds this.
 _NEAR = 1e-5
+# Far enough beside an image of any size that not even its blurred border is sampled.
+_BESIDE = ((0.0, 0.0, 0.0, -1e6), (0.0, 0.0, 0.0, -1e6), (0.0, 0.0, 0.0, 1.0), (0.0, 0.0, 0.0, 1.0))
+
+
+def constant(values: Any, device: torch.device) -> Tensor:
+    """A tensor of nested tuples, copied to the device once: each copy would wait for the GPU."""
+    # The compiler makes constants of its own, and warns of caches.
+    return torch.tensor(values, device=device) if torch.compiler.is_compiling() else _cached(values, device)
+
+
+@lru_cache(maxsize=256)
+def _cached(values: Any, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)
 
 
 def level_corners(shape: tuple[int, int, int], cell: int, device: torch.device | str | None = None) -> Tensor:
@@ -29,19 +46,18 @@ def level_corners(shape: tuple[int, int, int], cell: int, device: torch.device |
 
 def child_corners(corners: Tensor, cell: int) -> Tensor:
     """Corners of the eight children of each voxel: [..., K, 3] to [..., K*8, 3]; `cell` is the parents' edge."""
-    offsets = torch.tensor(CHILD_OFFSETS, device=corners.device) * (cell // 2)
+    offsets = constant(CHILD_OFFSETS, corners.device) * (cell // 2)
     return (corners[..., None, :] + offsets).flatten(-3, -2)
 
 
 def inside(corners: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Whether each voxel begins inside the full-resolution grid: bool [...]."""
-    return (corners < torch.tensor(shape, device=corners.device)).all(-1)
+    return (corners < constant(shape, corners.device)).all(-1)
 
 
 def voxel_points(corners: Tensor, spec: GridSpec, offset: Tensor | float = 0.0) -> Tensor:
     """Metres in the grid's frame of ``corner + offset``, both in full-resolution voxels: float32 [..., 3]."""
-    lower = torch.tensor(spec.lower, device=corners.device)
-    return lower + (corners + offset) * torch.tensor(spec.voxel_size, device=corners.device)
+    return constant(spec.lower, corners.device) + (corners + offset) * constant(spec.voxel_size, corners.device)
 
 
 def painted_voxels(corners: Tensor, cell: int) -> Tensor:
@@ -65,16 +81,13 @@ def gather_labels(labels: Tensor, voxels: Tensor, outside: int) -> Tensor:
     x, y, z = torch.where(within[..., None], voxels, 0).unbind(-1)
     flat = ((x * shape[1] + y) * shape[2] + z).flatten(1)
     found = labels.flatten(1).gather(1, flat).view(within.shape)
-    return torch.where(within, found, torch.as_tensor(outside, dtype=labels.dtype, device=labels.device))
+    return found.masked_fill(~within, outside)
 
 
 def hide_missing_views(ego2img: Tensor) -> Tensor:
     """Make the projection of a missing camera (an all-zero matrix) put every point beside its image."""
-    beside = torch.zeros(4, 4, dtype=ego2img.dtype, device=ego2img.device)
-    # Far enough beside the image for any size: not even the blurred border is sampled.
-    beside[0, 3] = beside[1, 3] = -1e6
-    beside[2, 3] = beside[3, 3] = 1.0
-    return torch.where((ego2img == 0).all(-1).all(-1)[..., None, None], beside, ego2img)
+    missing = (ego2img == 0).all(-1).all(-1)
+    return torch.where(missing[..., None, None], constant(_BESIDE, ego2img.device).to(ego2img.dtype), ego2img)
 
 
 def project_points(

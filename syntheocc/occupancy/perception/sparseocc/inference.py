@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from syntheocc.occupancy.perception.sparseocc.config import SparseOccConfig
-from syntheocc.occupancy.perception.sparseocc.geometry import inside
+from syntheocc.occupancy.perception.sparseocc.geometry import constant, inside
 
 
 @dataclass
@@ -35,7 +35,7 @@ def merge_semantics(
     confident = class_probabilities.amax(-1, keepdim=True) > config.score_threshold
     scores = (class_probabilities * confident).transpose(1, 2) @ mask_probabilities  # [B, C, K]
     best, index = scores.max(1)
-    occupied = torch.tensor(config.occupied_classes, device=index.device)
+    occupied = constant(config.occupied_classes, index.device)
     return torch.where(best < config.voxel_threshold, config.taxonomy.free, occupied[index])
 
 

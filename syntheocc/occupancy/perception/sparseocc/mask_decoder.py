@@ -6,12 +6,11 @@ Legend: B samples, Q queries, K voxels, D channels, C occupied classes.
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from syntheocc.occupancy.perception.sparseocc.blocks import AdaptiveMixing, FeedForward, SelfAttention
 from syntheocc.occupancy.perception.sparseocc.config import SparseOccConfig
-from syntheocc.occupancy.perception.sparseocc.sampling import ImageFeatures, MaskGuidedSampling
+from syntheocc.occupancy.perception.sparseocc.sampling import Generators, ImageFeatures, MaskGuidedSampling
 from syntheocc.occupancy.perception.sparseocc.voxel_decoder import StageOutput
 
 # Share of positives that a new classifier expects; without it the focal loss starts at several hundreds.
@@ -52,14 +51,15 @@ class MaskDecoder(nn.Module):
         nn.init.constant_(self.class_head.bias, -math.log((1 - _PRIOR) / _PRIOR))
 
     def forward(
-        self, voxels: StageOutput, images: ImageFeatures, generator: torch.Generator | None = None
+        self, voxels: StageOutput, images: ImageFeatures, generator: Generators = None
     ) -> list[MaskPrediction]:
         """One prediction from the raw queries and one after each iteration; the last is the answer.
 
         Args:
             voxels: what the last stage of the voxel decoder kept.
             images: the feature maps.
-            generator: draws the sampled voxels while training; evaluation draws nothing.
+            generator: draws the sampled voxels while training, one for the batch or one a sample; evaluation draws
+                nothing.
         """
         batch = voxels.features.shape[0]
         queries = self.query_features.weight.expand(batch, -1, -1)

@@ -17,12 +17,14 @@ from syntheocc.occupancy.perception.sparseocc import presets
 from syntheocc.occupancy.perception.sparseocc.config import SparseOccConfig
 from syntheocc.occupancy.perception.sparseocc.convert import read_released
 from syntheocc.occupancy.perception.sparseocc.criterion import SparseOccCriterion
+from syntheocc.occupancy.perception.sparseocc.geometry import constant
 from syntheocc.occupancy.perception.sparseocc.inference import OccupancyPrediction, predict_grids
 from syntheocc.occupancy.perception.sparseocc.mask_decoder import MaskDecoder, MaskPrediction
 from syntheocc.occupancy.perception.sparseocc.presets import TrainingRecipe
-from syntheocc.occupancy.perception.sparseocc.sampling import ImageFeatures
+from syntheocc.occupancy.perception.sparseocc.sampling import Generators, ImageFeatures
 from syntheocc.occupancy.perception.sparseocc.storage import load_weights, read_folder, write_folder
 from syntheocc.occupancy.perception.sparseocc.voxel_decoder import SparseVoxelDecoder, StageOutput
+from syntheocc.occupancy.taxonomy import UNKNOWN
 
 
 @dataclass
@@ -43,7 +45,7 @@ class SparseOccHead(nn.Module):
         self.voxel_decoder = SparseVoxelDecoder(config)
         self.mask_decoder = MaskDecoder(config)
 
-    def forward(self, images: ImageFeatures, generator: torch.Generator | None = None) -> SparseOccOutput:
+    def forward(self, images: ImageFeatures, generator: Generators = None) -> SparseOccOutput:
         """Decode a batch's feature maps."""
         stages = self.voxel_decoder(images)
         return SparseOccOutput(stages, self.mask_decoder(stages[-1], images, generator))
@@ -63,17 +65,12 @@ class SparseOcc(nn.Module):
         torch.Size([1, 40, 40, 8])
     """
 
-    image_mean: Tensor
-    image_std: Tensor
-
     def __init__(self, config: SparseOccConfig, image_encoder: ImageEncoder | None = None):
         super().__init__()
         self.config = config
         self.image_encoder = image_encoder or ImageEncoder(config.backbone, config.embed_dims, config.num_levels)
         self.head = SparseOccHead(config)
         self.criterion = SparseOccCriterion(config)
-        for name in ("image_mean", "image_std"):
-            self.register_buffer(name, torch.tensor(getattr(config, name)).view(3, 1, 1), persistent=False)
         if config.frozen_stages is not None:
             self.image_encoder.freeze(config.frozen_stages)
 
@@ -92,15 +89,17 @@ class SparseOcc(nn.Module):
         if tuple(images.shape[-3:]) != (3, *self.config.image_size):
             raise ValueError(f"images must be [..., 3, {self.config.image_size}], got {tuple(images.shape)}")
         if images.dtype == torch.uint8:
-            images = (images.to(self.image_mean.dtype) - self.image_mean) / self.image_std
-        maps = self.image_encoder(images.flatten(0, -4))
+            mean, std = (constant(v, images.device) for v in (self.config.image_mean, self.config.image_std))
+            images = (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+        dtype = next(self.image_encoder.parameters()).dtype
+        maps = self.image_encoder(images.flatten(0, -4).to(dtype))
         return [level.permute(0, 2, 3, 1).unflatten(0, images.shape[:-3]) for level in maps]
 
     def decode(
         self,
         maps: Sequence[Tensor],  # L x [B, T, V, h, w, D]
         ego2img: Tensor,  # [B, T, V, 4, 4]
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> SparseOccOutput:
         """Run the head on feature maps, made by `encode` at any time.
 
@@ -109,7 +108,7 @@ class SparseOcc(nn.Module):
             ego2img: from the current frame's grid frame (the ego frame, or the one of ``config.grid``) to
                 (u*z, v*z, z, 1) pixels of the network's input at each image's own time and pose. An all-zero matrix
                 says that the camera is missing.
-            generator: draws points in the masks while training.
+            generator: draws points in the masks while training; one for the batch, or one a sample.
 
         Raises:
             ValueError: another number of frames than the config's, or shapes that do not belong together.
@@ -126,7 +125,7 @@ class SparseOcc(nn.Module):
         self,
         images: Tensor,  # [B, T, V, 3, H, W]
         ego2img: Tensor,  # [B, T, V, 4, 4]
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> SparseOccOutput:
         """`encode` and `decode`; see there."""
         return self.decode(self.encode(images), ego2img, generator)
@@ -138,9 +137,19 @@ class SparseOcc(nn.Module):
             output: of `forward`.
             semantics: uint8 labels [B, X, Y, Z]; 255 unknown.
             instances: integer object ids [B, X, Y, Z], for a panoptic config; 0 none.
+
+        Raises:
+            ValueError: another grid or another taxonomy's labels, or a panoptic config without instances.
         """
         if tuple(semantics.shape[1:]) != self.config.grid.shape:
             raise ValueError(f"labels are {tuple(semantics.shape)}, the model's grid is {self.config.grid.shape}")
+        taxonomy = self.config.taxonomy
+        highest = int(semantics.masked_fill(semantics == UNKNOWN, 0).max())
+        if highest >= taxonomy.num_classes:
+            raise ValueError(
+                f"the labels hold class {highest}, but taxonomy {taxonomy.name!r} ends at {taxonomy.num_classes - 1}; "
+                "are they another dataset's numbering?"
+            )
         return self.criterion(output.stages, output.predictions, semantics, instances)
 
     def grids(self, output: SparseOccOutput) -> OccupancyPrediction:

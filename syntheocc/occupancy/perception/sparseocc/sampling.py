@@ -6,13 +6,23 @@ group, P points, K voxels.
 
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.ops.msmv_sampling import msmv_sampling
-from syntheocc.occupancy.perception.sparseocc.geometry import hide_missing_views, project_points, voxel_points
+from syntheocc.occupancy.perception.sparseocc.geometry import (
+    constant,
+    hide_missing_views,
+    project_points,
+    voxel_points,
+)
+
+# Where random numbers come from: one generator, one a sample (so that they do not depend on how a batch is split over
+# devices), or torch's own.
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
 
 class ImageFeatures:
@@ -105,18 +115,28 @@ class MaskGuidedSampling(nn.Module):
         corners: Tensor,  # [B, K, 3]
         spec: GridSpec,
         images: ImageFeatures,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> Tensor:
         """Sampled features [B, Q, G, T*P, c]; `active` (bool) are the voxels of each query's mask."""
         number = math.prod(self.shape)
         if self.training:
-            chances = torch.rand(*active.shape[:2], number, 4, device=active.device, generator=generator)
+            chances = _random((*active.shape[:2], number, 4), active.device, generator)
         else:
             chances = _spread(number, active.device).expand(*active.shape[:2], -1, -1)
         drawn = _draw(active, corners, chances, spec.shape).unflatten(2, self.shape)
         offset = self.offset(queries).float().unflatten(-1, (*self.shape, 3))
         points = voxel_points(drawn, spec, offset + self.origin)
         return images.sample(points, self.scale_weights(queries).unflatten(-1, (*self.shape, -1)))
+
+
+def _random(shape: tuple[int, ...], device: torch.device, generator: Generators) -> Tensor:
+    """Chances in [0, 1) from one generator for the batch, or from one a sample."""
+    if generator is None or isinstance(generator, torch.Generator):
+        source = device if generator is None else generator.device
+        return torch.rand(shape, device=source, generator=generator).to(device)
+    if len(generator) != shape[0]:
+        raise ValueError(f"{len(generator)} generators for {shape[0]} samples; give one, or one a sample")
+    return torch.stack([torch.rand(shape[1:], device=g.device, generator=g) for g in generator]).to(device)
 
 
 def _draw(active: Tensor, corners: Tensor, chances: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -134,7 +154,7 @@ def _draw(active: Tensor, corners: Tensor, chances: Tensor, shape: tuple[int, in
     rank = ((chances[..., 0] * total).floor().int() + 1).minimum(total.clamp_min(1))
     chosen = torch.searchsorted(rank_of, rank).clamp_max(active.shape[-1] - 1)
     picked = corners.gather(1, chosen.flatten(1)[..., None].expand(-1, -1, 3)).view(*chosen.shape, 3)
-    anywhere = (chances[..., 1:] * torch.tensor(shape, device=active.device)).floor().long()
+    anywhere = (chances[..., 1:] * constant(shape, active.device)).floor().long()
     return torch.where((total > 0)[..., None], picked, anywhere)
 
 
@@ -142,5 +162,5 @@ def _spread(number: int, device: torch.device) -> Tensor:
     """Evenly spread chances in [0, 1): [N, 4]; the last three fill a cube evenly (an additive recurrence)."""
     index = torch.arange(number, device=device, dtype=torch.float32) + 0.5
     # Powers of the root of x**4 = x + 1, the three-dimensional golden ratio.
-    steps = torch.tensor([0.8191725134, 0.6710436067, 0.5497004779], device=device)
+    steps = constant((0.8191725134, 0.6710436067, 0.5497004779), device)
     return torch.cat([(index / number)[:, None], (index[:, None] * steps) % 1], -1)

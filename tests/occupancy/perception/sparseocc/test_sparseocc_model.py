@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from syntheocc.occupancy.grids import OCC3D_NUSCENES
+from syntheocc.occupancy.grids import OCC3D_NUSCENES, OPENOCC_V2
 from syntheocc.occupancy.perception.sparseocc import PRESETS, SparseOcc, SparseOccConfig, preset
 from syntheocc.occupancy.perception.sparseocc.temporal import OnlinePredictor
 
@@ -56,6 +56,41 @@ def test_wrong_shapes_are_refused(tiny, tiny_inputs, scene):
         tiny(images[:, :, :2], ego2img)
     with pytest.raises(ValueError, match="grid"):
         tiny.losses(tiny(images, ego2img), scene[None, :20])
+
+
+def test_labels_of_another_dataset_are_refused(tiny_inputs, scene):
+    model = SparseOcc.from_preset("tiny", taxonomy=OPENOCC_V2.taxonomy, class_frequencies=None)
+    with pytest.raises(ValueError, match="class 17, but taxonomy 'openocc_v2' ends at 16"):
+        model.losses(model(*tiny_inputs), torch.stack([scene, scene]))
+
+
+def test_half_precision_weights_and_autocast_predict_and_learn(tiny, tiny_inputs, scene):
+    labels = torch.stack([scene, scene])
+    with torch.autocast("cpu", torch.bfloat16):
+        tiny.losses(tiny.train()(*tiny_inputs), labels)["loss"].backward()
+    assert all(torch.isfinite(p.grad).all() for p in tiny.parameters())
+    images = torch.randint(0, 256, (1, 2, 3, 3, 64, 96), dtype=torch.uint8)
+    output = tiny.eval().bfloat16()(images, tiny_inputs[1][:1])
+    assert output.predictions[-1].mask_logits.dtype == torch.bfloat16
+    assert tiny.grids(output).semantics.shape == (1, 40, 40, 8)
+
+
+def test_a_samples_random_points_do_not_depend_on_its_batch(tiny, tiny_inputs):
+    """One generator a sample: the same masks alone and in a batch."""
+    tiny.train()
+    for module in tiny.modules():
+        if isinstance(module, torch.nn.Dropout | torch.nn.BatchNorm2d):
+            module.eval()
+    for stage in tiny.head.voxel_decoder.stages[:2]:
+        stage.self_attention.dropout = 0.0
+
+    def masks(rows):
+        generators = [torch.Generator().manual_seed(row) for row in rows]
+        return tiny(*(x[rows] for x in tiny_inputs), generators).predictions[-1].mask_logits
+
+    torch.testing.assert_close(masks([0, 1])[1], masks([1])[0])
+    with pytest.raises(ValueError, match="1 generators for 2 samples"):
+        tiny(*tiny_inputs, [torch.Generator()])
 
 
 def test_a_few_steps_learn_the_scene(tiny, tiny_inputs, scene):
