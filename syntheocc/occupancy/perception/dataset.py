@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from syntheocc.occupancy.data.frames import Frame
 from syntheocc.occupancy.grids import GridSpec
-from syntheocc.occupancy.perception.history import Shot, ShotHistory
+from syntheocc.occupancy.perception.history import Shot, ShotCamera, ShotHistory
 from syntheocc.occupancy.perception.images import Decoder, load_image
 from syntheocc.occupancy.perception.photometric import Photometric, draw_photometric
 from syntheocc.occupancy.perception.transforms import (
@@ -68,11 +68,13 @@ class Sampling:
         grid_turns: mirror and turn the grid in training.
         max_yaw: largest turn, radians.
         photometric: draw colour changes in training; the step applies them on its device.
+        current_only: read the current images alone, for a model that remembers its feature maps; the projections are
+            still those of all T frames. Not for training.
         draft, decoder: see `load_image`.
         allow_missing_files: a picture that does not exist counts as a missing camera instead of an error.
 
     Raises:
-        ValueError: no frame at all.
+        ValueError: no frame at all, or a training sample without its older images.
     """
 
     num_frames: int
@@ -81,6 +83,7 @@ class Sampling:
     grid_turns: bool = True
     max_yaw: float = float(np.deg2rad(22.5))
     photometric: bool = True
+    current_only: bool = False
     draft: bool = True
     decoder: Decoder = "pillow"
     allow_missing_files: bool = False
@@ -88,6 +91,8 @@ class Sampling:
     def __post_init__(self):
         if self.num_frames < 1:
             raise ValueError(f"a sample has at least its own frame, got num_frames={self.num_frames}")
+        if self.training and self.current_only:
+            raise ValueError("current_only is for predicting with remembered features; training reads all images")
 
 
 @dataclass
@@ -95,10 +100,12 @@ class OccupancyBatch:
     """Samples, batched."""
 
     images: Tensor
-    """uint8 [B, T, V, 3, H, W] RGB; in memory the channels come last."""
+    """uint8 [B, T, V, 3, H, W] RGB; in memory the channels come last. T is 1 with `Sampling.current_only`."""
     ego2img: Tensor
     """float32 [B, T, V, 4, 4]: from the (augmented) grid's frame to (u*z, v*z, z, 1) pixels; zeros: no such camera."""
     tokens: list[str]
+    shots: list[list[str]]
+    """For each sample what its T frames are called, the current one first: key frames by their token."""
     semantics: Tensor | None = None
     """uint8 [B, X, Y, Z], 255 unknown; None without ground truth."""
     instances: Tensor | None = None
@@ -217,15 +224,19 @@ class OccupancyFrames(Dataset):
         # The same draw for all images of a sample, whatever their size.
         image_seed = int(torch.randint(2**62, (), generator=generator)) if sampling.training else None
         shots = [self.history.current(frame.token), *older]
-        images = np.zeros((len(shots), len(self.cameras), sampling.image.height, sampling.image.width, 3), np.uint8)
+        read = 1 if sampling.current_only else len(shots)
+        images = np.zeros((read, len(self.cameras), sampling.image.height, sampling.image.width, 3), np.uint8)
         ego2img = torch.zeros(len(shots), len(self.cameras), 4, 4, dtype=torch.float64)
         grid2global = self._grid2global(frame) @ torch.linalg.inv(turn.matrix())
         loaded: dict[Path, np.ndarray] = {}  # at a scene's start the same shot comes several times
         for t, shot in enumerate(shots):
             for v, name in enumerate(self.cameras):
-                if (found := self._load(shot, name, image_seed, loaded)) is not None:
-                    images[t, v], projection = found
-                    ego2img[t, v] = projection @ grid2global
+                camera = self._camera(shot, name)
+                if camera is not None:
+                    transform = self._image_transform(camera.size, image_seed)
+                    ego2img[t, v] = _projection(camera, transform) @ grid2global
+                    if t < read:
+                        images[t, v] = self._pixels(camera, transform, loaded)
         if not bool(ego2img[0].any()):
             raise ValueError(f"sample {frame.token}: none of {', '.join(self.cameras)} has a picture")
         semantics, instances = self._labels(frame, turn)
@@ -237,27 +248,38 @@ class OccupancyFrames(Dataset):
             images=torch.from_numpy(images).permute(0, 1, 4, 2, 3)[None],
             ego2img=ego2img.float()[None],
             tokens=[frame.token],
+            shots=[[_name(shot) for shot in shots]],
             semantics=semantics,
             instances=instances,
             photometric=draw,
         )
 
-    def _load(
-        self, shot: Shot, name: str, image_seed: int | None, loaded: dict[Path, np.ndarray]
-    ) -> tuple[np.ndarray, Tensor] | None:
-        """Pixels, and the projection from the global frame; None for a camera that has no picture."""
+    def images_of(self, token: str) -> Tensor:
+        """The unaugmented images of a key frame by its token: uint8 [V, 3, H, W], in memory channels last.
+
+        Raises:
+            ValueError: a file is missing or damaged.
+        """
+        shot, image = self.history.current(token), self.sampling.image
+        images = np.zeros((len(self.cameras), image.height, image.width, 3), np.uint8)
+        for v, name in enumerate(self.cameras):
+            camera = self._camera(shot, name)
+            if camera is not None:
+                images[v] = self._pixels(camera, image.for_test(*camera.size), {})
+        return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+    def _camera(self, shot: Shot, name: str) -> ShotCamera | None:
+        """A camera of a shot, None where it has no picture."""
         camera = shot.cameras.get(name)
-        if camera is None or (self.sampling.allow_missing_files and not camera.path.is_file()):
+        if camera is not None and self.sampling.allow_missing_files and not camera.path.is_file():
             return None
-        transform = self._image_transform(camera.size, image_seed)
+        return camera
+
+    def _pixels(self, camera: ShotCamera, transform: ImageTransform, loaded: dict[Path, np.ndarray]) -> np.ndarray:
         if camera.path not in loaded:
-            loaded[camera.path] = load_image(
-                camera.path, camera.size, transform, self.sampling.draft, self.sampling.decoder
-            )
-        projection = torch.eye(4, dtype=torch.float64)
-        projection[:3, :3] = camera.intrinsics
-        projection = transform.matrix() @ projection @ invert_rigid(camera.cam2global)
-        return loaded[camera.path], projection
+            draft, decoder = self.sampling.draft, self.sampling.decoder
+            loaded[camera.path] = load_image(camera.path, camera.size, transform, draft, decoder)
+        return loaded[camera.path]
 
     def _image_transform(self, size: tuple[int, int], image_seed: int | None) -> ImageTransform:
         if image_seed is None:
@@ -309,10 +331,23 @@ def collate(samples: Sequence[OccupancyBatch]) -> OccupancyBatch:
         images=images.permute(0, 1, 2, 5, 3, 4),
         ego2img=torch.cat([sample.ego2img for sample in samples]),
         tokens=[token for sample in samples for token in sample.tokens],
+        shots=[shots for sample in samples for shots in sample.shots],
         semantics=join("semantics"),
         instances=join("instances"),
         photometric=join("photometric"),
     )
+
+
+def _projection(camera: ShotCamera, transform: ImageTransform) -> Tensor:
+    """From the global frame to (u*z, v*z, z, 1) of the network's input, float64 [4, 4]."""
+    projection = torch.eye(4, dtype=torch.float64)
+    projection[:3, :3] = camera.intrinsics
+    return transform.matrix() @ projection @ invert_rigid(camera.cam2global)
+
+
+def _name(shot: Shot) -> str:
+    """The key frame's token, or for a sweep its first picture's path."""
+    return shot.token if shot.token is not None else str(next(iter(shot.cameras.values())).path)
 
 
 def _published_order(names: Sequence[str]) -> list[str]:

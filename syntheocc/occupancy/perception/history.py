@@ -48,10 +48,20 @@ class ShotCamera:
 
 @dataclass(frozen=True, eq=False)
 class Shot:
-    """One firing of the cameras; a camera that gave no picture is left out."""
+    """One firing of the cameras; a camera that gave no picture is left out.
+
+    Args:
+        cameras: by name.
+        token: the key frame's; None between key frames.
+    """
 
     cameras: Mapping[str, ShotCamera]
-    is_key: bool
+    token: str | None = None
+
+    @property
+    def is_key(self) -> bool:
+        """Whether these are a key frame's pictures."""
+        return self.token is not None
 
 
 @dataclass
@@ -137,7 +147,7 @@ class ShotHistory:
                 continue
             cameras = {name: entry for name, entry in sweep.items() if name in names and isinstance(entry, Mapping)}
             if cameras and set(cameras) == names:
-                shots.append(Shot({n: self._sweep_camera(frame, n, e) for n, e in cameras.items()}, is_key=False))
+                shots.append(Shot({n: self._sweep_camera(frame, n, e) for n, e in cameras.items()}))
             elif cameras:
                 # A firing that lost cameras: the one after it stands in, the key frame itself for the newest.
                 shots.append(shots[-1] if shots else key_shot(frame))
@@ -182,7 +192,7 @@ def key_shot(frame: Frame) -> Shot:
             )
         size = (camera.height, camera.width)
         cameras[name] = ShotCamera(path, camera.intrinsics, ego2global @ camera.cam2ego, size)
-    return Shot(cameras, is_key=True)
+    return Shot(cameras, frame.token)
 
 
 def _previous_tokens(frames: Sequence[Frame]) -> dict[str, str | None]:

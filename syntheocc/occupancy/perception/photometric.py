@@ -28,10 +28,6 @@ class Photometric:
     channels: Tensor
     """int64 order of the channels."""
 
-    def to(self, device: torch.device | str) -> "Photometric":
-        """The draws on another device."""
-        return Photometric(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
-
     @classmethod
     def cat(cls, draws: "list[Photometric]") -> "Photometric":
         """The draws of several samples as one."""

@@ -276,6 +276,20 @@ def test_lidar_grids_and_wrong_labels(frames):
         dataset_of([replace(frame, lidar2ego=None)], grid=replace(SPEC, frame="lidar"))[0]
 
 
+def test_current_images_alone_for_models_that_remember(frames):
+    whole, current = dataset_of(frames), dataset_of(frames, current_only=True)
+    for index in range(7):
+        full, part = whole[index], current[index]
+        assert tuple(part.images.shape[:3]) == (1, 1, 3) and torch.equal(part.images[:, 0], full.images[:, 0])
+        assert torch.equal(part.ego2img, full.ego2img) and part.shots == full.shots
+        # The older images are the current ones of the frames that the shots name.
+        for t, token in enumerate(full.shots[0]):
+            assert torch.equal(whole.images_of(token), full.images[0, t])
+    assert whole[0].shots == [["a3", "a2", "a1"]]
+    with pytest.raises(ValueError, match="current_only is for predicting"):
+        dataset_of(frames, training=True, current_only=True)
+
+
 def same(one, other):
     return torch.equal(one.images, other.images) and torch.equal(one.ego2img, other.ego2img)
 

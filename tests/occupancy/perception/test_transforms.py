@@ -234,7 +234,7 @@ def test_photometric_draws_are_each_images_own():
     # Images of a sample look the same whatever batch they are in, whatever the memory format.
     images = torch.randint(0, 256, (4, 3, 5, 6), generator=rng(1), dtype=torch.uint8)
     parts = [draw_photometric(2, rng(i)) for i in range(2)]
-    together = apply_photometric(images.to(memory_format=torch.channels_last), Photometric.cat(parts).to("cpu"))
+    together = apply_photometric(images.to(memory_format=torch.channels_last), Photometric.cat(parts))
     for i, part in enumerate(parts):
         assert torch.equal(together[2 * i : 2 * i + 2], apply_photometric(images[2 * i : 2 * i + 2], part))
 
