@@ -112,9 +112,15 @@ def project_points(
     num_views = ego2img.shape[2]
     # Projections need all their digits: half precision has a spacing of half a pixel at pixel 704.
     with torch.autocast(points.device.type, enabled=False):
-        points, ego2img = points.float(), ego2img.float()
-        rotated = torch.einsum("btvij,bnj->btvni", ego2img[..., :3, :3], points)
-        u, v, z = (rotated + ego2img[..., None, :3, 3]).unbind(-1)  # [B, T, V, N]
+        rows, columns = ego2img.float()[..., None], points.float()[:, None, None]
+        # Spelt out, because a matrix product may run in TF32.
+        u, v, z = (
+            rows[..., i, 0, :] * columns[..., 0]
+            + rows[..., i, 1, :] * columns[..., 1]
+            + rows[..., i, 2, :] * columns[..., 2]
+            + rows[..., i, 3, :]
+            for i in range(3)
+        )  # [B, T, V, N]
         depth = z.clamp_min(_NEAR)
         u, v = u / depth / width, v / depth / height
         valid = (z > _NEAR) & (u > 0) & (u < 1) & (v > 0) & (v < 1)

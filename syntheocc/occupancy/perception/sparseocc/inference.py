@@ -4,22 +4,31 @@ Legend: B samples, Q queries, K kept voxels, C occupied classes, X Y Z voxels.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.grids import GridSpec, OccupancyGrid
 from syntheocc.occupancy.perception.sparseocc.config import SparseOccConfig
 from syntheocc.occupancy.perception.sparseocc.geometry import constant, inside
+from syntheocc.occupancy.taxonomy import Taxonomy
 
 
 @dataclass
 class OccupancyPrediction:
     """Labelled grids."""
 
+    spec: GridSpec
+    taxonomy: Taxonomy
     semantics: Tensor
-    """uint8 [B, X, Y, Z], labels of the model's taxonomy."""
+    """uint8 [B, X, Y, Z], labels of the taxonomy."""
     instances: Tensor | None = None
     """int32 [B, X, Y, Z] of a panoptic model: 0 none, then one id an object and one a stuff class."""
+
+    def grid(self, index: int, grid2ego: Any = None) -> OccupancyGrid:
+        """One sample's semantics; `grid2ego` [4, 4] is needed where the grid does not lie in the ego frame."""
+        return OccupancyGrid(self.semantics[index], self.spec, self.taxonomy, grid2ego)
 
 
 def merge_semantics(
@@ -114,9 +123,10 @@ def predict_grids(
     classes, masks = class_logits.float().sigmoid(), mask_logits.float().sigmoid()
     shape, free = config.grid.shape, config.taxonomy.free
     if not config.panoptic:
-        labels = merge_semantics(classes, masks, config)
-        return OccupancyPrediction(scatter(labels.to(torch.uint8), corners, shape, free))
+        labels = merge_semantics(classes, masks, config).to(torch.uint8)
+        return OccupancyPrediction(config.grid, config.taxonomy, scatter(labels, corners, shape, free))
     merged = [merge_panoptic(classes[i], masks[i], config) for i in range(classes.shape[0])]
     labels = torch.stack([sample[0] for sample in merged]).to(torch.uint8)
     ids = torch.stack([sample[1] for sample in merged])
-    return OccupancyPrediction(scatter(labels, corners, shape, free), scatter(ids, corners, shape, 0))
+    semantics, instances = scatter(labels, corners, shape, free), scatter(ids, corners, shape, 0)
+    return OccupancyPrediction(config.grid, config.taxonomy, semantics, instances)

@@ -161,6 +161,33 @@ def test_samples_that_teach_nothing_leave_finite_losses(name, legacy):
             assert not class_logits.grad.any() and not masks.grad.any()
 
 
+def losses_of_samples(rows: list[int]) -> dict[str, torch.Tensor]:
+    """All terms of some of three samples, the last of which has no segment."""
+    config = preset("tiny").model
+    generator = torch.Generator().manual_seed(0)
+    semantics = torch.randint(0, 18, (3, 4, 4, 4), generator=generator).to(torch.uint8)
+    semantics[1, 2:], semantics[2] = 17, 17
+    corners = torch.stack(torch.meshgrid(*[torch.arange(4)] * 3, indexing="ij"), -1).flatten(0, 2)
+    logits, queries, masks = (torch.randn(3, *size, generator=generator) for size in ((64, 18), (20, 17), (20, 64)))
+    stage = StageOutput(corners.expand(len(rows), -1, -1), 1, torch.zeros(1), logits[rows], None)
+    return SparseOccCriterion(config)([stage], [MaskPrediction(queries[rows], masks[rows])], semantics[rows])
+
+
+def _rank(rank: int, file: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=3)
+    torch.save(losses_of_samples([rank]), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_the_loss_of_a_batch_does_not_depend_on_how_many_processes_share_it(tmp_path):
+    """Three processes with one sample each: the mean of their losses is the loss of the three in one process."""
+    torch.multiprocessing.spawn(_rank, (str(tmp_path / "store"), str(tmp_path)), nprocs=3)
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
+    for name, value in losses_of_samples([0, 1, 2]).items():
+        torch.testing.assert_close(torch.stack([part[name] for part in parts]).mean(), value)
+
+
 def test_every_preset_sums_the_terms_that_the_specification_counts(tiny, tiny_inputs, scene):
     output = tiny(*tiny_inputs)
     losses = tiny.losses(output, torch.stack([scene, scene]))

@@ -73,7 +73,7 @@ def test_predicted_grids_of_both_kinds():
         grids = predict_grids(logits, masks, corners, config)
         assert grids.semantics.shape == (2, 200, 200, 16)
         assert (grids.semantics != 17).sum((1, 2, 3)).tolist() == [1, 2]
-        assert grids.semantics[1, 3, 4, 5] == 4
+        assert grids.grid(1).labels[3, 4, 5] == 4 and grids.grid(0).occupied().sum() == 1
         assert (grids.instances is None) != config.panoptic
         if config.panoptic:
             assert grids.instances.max() == 1

@@ -2,7 +2,14 @@
 
 import torch
 
-from syntheocc.occupancy.perception.sparseocc.sampling import ImageFeatures, MaskGuidedSampling, _draw, _spread
+from syntheocc.occupancy.grids import GridSpec
+from syntheocc.occupancy.perception.sparseocc.sampling import (
+    ImageFeatures,
+    MaskGuidedSampling,
+    VoxelSampling,
+    _draw,
+    _spread,
+)
 
 
 def constant_levels(levels: int, frames: int, groups: int):
@@ -77,6 +84,36 @@ def test_evaluation_repeats_itself_and_training_follows_its_generator(ring):
     assert torch.equal(sample(0), sample(0)) and not torch.equal(sample(0), sample(1))
 
 
+def ramp(height: int, width: int) -> torch.Tensor:
+    """A map [1, 1, 1, h, w, 2] whose channels are u and v themselves."""
+    v, u = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    return torch.stack([u, v], -1)[None, None, None]
+
+
+def from_above() -> torch.Tensor:
+    """u = x / 10 and v = y / 10 for every height (image of 100 x 100 pixels)."""
+    matrix = torch.tensor([[10.0, 0, 0, 0], [0, 10.0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 1]])
+    return matrix.expand(1, 1, 1, 4, 4)
+
+
+GRID = GridSpec((0.0, 0.0, 0.0), (0.5, 0.25, 1.0), (16, 16, 2))
+ABOVE = ImageFeatures([ramp(11, 11), ramp(6, 21)], from_above(), (100, 100))
+
+
+def test_voxels_without_offset_are_sampled_at_their_centre_and_offsets_are_in_edges():
+    """The voxel at (4, 8, 0) of edge 4: centre (4 + 2) * 0.5 m = 3 m, (8 + 2) * 0.25 m = 2.5 m."""
+    sampler = VoxelSampling(2, num_groups=1, num_points=2, num_levels=2)
+    torch.nn.init.zeros_(sampler.sampling_offset.bias)
+    sampler.sampling_offset.bias.data[3:5] = torch.tensor([0.25, -0.5])  # the second point: +0.5 m, -0.5 m
+    found = sampler(torch.zeros(1, 1, 2), torch.tensor([[[4, 8, 0]]]), 4, GRID, ABOVE)
+    torch.testing.assert_close(found[0, 0, 0], torch.tensor([[0.3, 0.25], [0.35, 0.2]]))
+
+
 def test_mask_points_lie_at_voxel_centres_and_legacy_ones_at_corners():
-    assert MaskGuidedSampling(8, 2, 1, 1).origin == 0.5
-    assert MaskGuidedSampling(8, 2, 1, 1, legacy=True).origin == 0.0
+    """The full-resolution voxel (4, 8, 0): centre (2.25, 2.125) m, corner (2, 2) m."""
+    for legacy, expected in ((False, [0.225, 0.2125]), (True, [0.2, 0.2])):
+        sampler = MaskGuidedSampling(2, num_groups=1, num_points=1, num_levels=2, legacy=legacy).eval()
+        active = torch.tensor([[[False, True]]])
+        corners = torch.tensor([[[0, 0, 0], [4, 8, 0]]])
+        found = sampler(torch.zeros(1, 1, 2), active, corners, GRID, ABOVE)
+        torch.testing.assert_close(found[0, 0, 0, 0], torch.tensor(expected))
