@@ -74,11 +74,16 @@ class SparseOcc(nn.Module):
         if config.frozen_stages is not None:
             self.image_encoder.freeze(config.frozen_stages)
 
+    def normalise(self, images: Tensor) -> Tensor:
+        """RGB images [..., 3, H, W] on the scale 0..255, bytes or floats, as the network wants them."""
+        mean, std = (constant(v, images.device) for v in (self.config.image_mean, self.config.image_std))
+        return (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+
     def encode(self, images: Tensor) -> list[Tensor]:
         """Feature maps of images.
 
         Args:
-            images: [..., 3, H, W] RGB: uint8, or float already normalised with the config's mean and deviation.
+            images: [..., 3, H, W] RGB: uint8, or float already normalised (`normalise`).
 
         Returns:
             L tensors [..., h, w, D], channels last, the form that sampling reads and that is cached over time.
@@ -89,8 +94,7 @@ class SparseOcc(nn.Module):
         if tuple(images.shape[-3:]) != (3, *self.config.image_size):
             raise ValueError(f"images must be [..., 3, {self.config.image_size}], got {tuple(images.shape)}")
         if images.dtype == torch.uint8:
-            mean, std = (constant(v, images.device) for v in (self.config.image_mean, self.config.image_std))
-            images = (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+            images = self.normalise(images)
         dtype = next(self.image_encoder.parameters()).dtype
         maps = self.image_encoder(images.flatten(0, -4).to(dtype))
         return [level.permute(0, 2, 3, 1).unflatten(0, images.shape[:-3]) for level in maps]
