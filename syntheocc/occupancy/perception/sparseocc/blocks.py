@@ -120,11 +120,17 @@ class AdaptiveMixing(nn.Module):
         made = self.parameter_generator(queries).view(batch * length, groups, -1)
         over_channels, over_points = made.split([channels**2, points * self.out_points], -1)
         mixed = sampled.reshape(batch * length, groups, points, channels).to(made.dtype)
-        mixed = mixed @ over_channels.view(-1, groups, channels, channels)
-        mixed = functional.layer_norm(mixed, mixed.shape[-2:]).relu_().to(made.dtype)
-        mixed = over_points.view(-1, groups, self.out_points, points) @ mixed
-        mixed = functional.layer_norm(mixed, mixed.shape[-2:]).relu_()
+        mixed = _norm_relu(mixed @ over_channels.view(-1, groups, channels, channels))
+        mixed = _norm_relu(over_points.view(-1, groups, self.out_points, points) @ mixed)
         return queries + self.out_proj(mixed.view(batch, length, -1))
+
+
+def _norm_relu(x: Tensor) -> Tensor:
+    """Normalise each matrix [..., rows, columns] as a whole, without learnt scale, then ReLU."""
+    # Autocast would keep both sides in float32: half a gigabyte each in the last stage, for statistics that the kernel
+    # takes in float32 anyway.
+    with torch.autocast(x.device.type, enabled=False):
+        return functional.layer_norm(x, x.shape[-2:]).relu_()
 
 
 class FeedForward(nn.Module):
