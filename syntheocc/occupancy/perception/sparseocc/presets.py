@@ -155,7 +155,7 @@ def tiny() -> SparseOccPreset:
         num_groups=2,
         num_heads=4,
         feedforward_dims=64,
-        stages=_stages((60, 240, 960), (50, 200, 800)),
+        stages=_stages((120, 480, 2400), (120, 480, 2000)),
         num_queries=20,
         mask_out_points=16,
     )
