@@ -7,8 +7,8 @@ Legend: B samples, T frames (the current one first, then ever older ones), V vie
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from torch.utils.data import Dataset
 
 from syntheocc.occupancy.data.frames import Frame
 from syntheocc.occupancy.grids import GridSpec
+from syntheocc.occupancy.perception.batch import FrameLabels, OccupancyBatch, collate
 from syntheocc.occupancy.perception.history import Shot, ShotCamera, ShotHistory
 from syntheocc.occupancy.perception.images import Decoder, load_image
-from syntheocc.occupancy.perception.photometric import Photometric, draw_photometric
+from syntheocc.occupancy.perception.photometric import draw_photometric
 from syntheocc.occupancy.perception.transforms import (
     GridTransform,
     ImageAugmentation,
@@ -31,7 +32,15 @@ from syntheocc.occupancy.perception.transforms import (
 )
 from syntheocc.occupancy.transforms import invert_rigid
 
-__all__ = ["SPARSEOCC_CAMERAS", "FrameLabels", "OccupancyBatch", "OccupancyFrames", "Sampling", "collate"]
+__all__ = [
+    "SPARSEOCC_CAMERAS",
+    "FrameLabels",
+    "KeyImages",
+    "OccupancyBatch",
+    "OccupancyFrames",
+    "Sampling",
+    "collate",
+]
 
 # The order in which the published model looks for the first camera that shows a point (specs/sparseocc.md 1.2).
 SPARSEOCC_CAMERAS = (
@@ -42,19 +51,6 @@ SPARSEOCC_CAMERAS = (
     "CAM_BACK_LEFT",
     "CAM_BACK_RIGHT",
 )
-
-
-@dataclass(frozen=True, eq=False)
-class FrameLabels:
-    """Ground truth of one frame, as a reader gives it.
-
-    Args:
-        semantics: uint8 [X, Y, Z], 255 unknown.
-        instances: integer [X, Y, Z], 0 none; None where objects are not told apart.
-    """
-
-    semantics: Tensor
-    instances: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,44 +89,6 @@ class Sampling:
             raise ValueError(f"a sample has at least its own frame, got num_frames={self.num_frames}")
         if self.training and self.current_only:
             raise ValueError("current_only is for predicting with remembered features; training reads all images")
-
-
-@dataclass
-class OccupancyBatch:
-    """Samples, batched."""
-
-    images: Tensor
-    """uint8 [B, T, V, 3, H, W] RGB; in memory the channels come last. T is 1 with `Sampling.current_only`."""
-    ego2img: Tensor
-    """float32 [B, T, V, 4, 4]: from the (augmented) grid's frame to (u*z, v*z, z, 1) pixels; zeros: no such camera."""
-    tokens: list[str]
-    shots: list[list[str]]
-    """For each sample what its T frames are called, the current one first: key frames by their token."""
-    semantics: Tensor | None = None
-    """uint8 [B, X, Y, Z], 255 unknown; None without ground truth."""
-    instances: Tensor | None = None
-    """int32 [B, X, Y, Z], 0 none; None without."""
-    photometric: Photometric | None = None
-    """Colour changes of the B*T*V images."""
-
-    def to(self, device: torch.device | str) -> "OccupancyBatch":
-        """The batch on another device."""
-        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> "OccupancyBatch":
-        """The batch in page-locked memory (called by the loader)."""
-        return self._changed(lambda tensor: tensor.pin_memory())
-
-    def _changed(self, change: Callable[[Tensor], Tensor]) -> "OccupancyBatch":
-        values: dict[str, Any] = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, Tensor):
-                value = change(value)
-            elif isinstance(value, Photometric):
-                value = Photometric(**{g.name: change(getattr(value, g.name)) for g in fields(value)})
-            values[f.name] = value
-        return OccupancyBatch(**values)
 
 
 class OccupancyFrames(Dataset):
@@ -310,32 +268,35 @@ class OccupancyFrames(Dataset):
         return semantics, transform_labels(found.instances.int(), self.grid, turn, fill=0)[None]
 
 
-def collate(samples: Sequence[OccupancyBatch]) -> OccupancyBatch:
-    """Batch samples; channels stay last in memory.
+class KeyImages(Mapping[str, Tensor]):
+    """Images of a dataset's key frames by token, read when asked for: what `OnlinePredictor` falls back on.
 
-    Raises:
-        ValueError: some samples have ground truth (or instances, or colour changes) and others have not.
+    Args:
+        dataset: whose frames.
+        device: where the images go.
+
+    Example:
+        >>> for batch in loader:  # of a dataset with Sampling(current_only=True)
+        ...     grids = online(batch.shots, KeyImages(dataset, "cuda"), batch.ego2img)
     """
 
-    def join(name: str) -> Any:
-        values = [getattr(sample, name) for sample in samples]
-        if all(value is None for value in values):
-            return None
-        if any(value is None for value in values):
-            without = [s.tokens[0] for s, value in zip(samples, values, strict=True) if value is None]
-            raise ValueError(f"samples {', '.join(without)} have no {name}, others of the batch have")
-        return Photometric.cat(values) if name == "photometric" else torch.cat(values)
+    def __init__(self, dataset: OccupancyFrames, device: torch.device | str = "cpu"):
+        self.dataset, self.device = dataset, device
+        self._tokens = {frame.token: None for frame in dataset.frames}
 
-    images = torch.cat([sample.images.permute(0, 1, 2, 4, 5, 3) for sample in samples])
-    return OccupancyBatch(
-        images=images.permute(0, 1, 2, 5, 3, 4),
-        ego2img=torch.cat([sample.ego2img for sample in samples]),
-        tokens=[token for sample in samples for token in sample.tokens],
-        shots=[shots for sample in samples for shots in sample.shots],
-        semantics=join("semantics"),
-        instances=join("instances"),
-        photometric=join("photometric"),
-    )
+    def __getitem__(self, token: str) -> Tensor:
+        if token not in self._tokens:
+            raise KeyError(token)
+        return self.dataset.images_of(token).to(self.device)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tokens)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __contains__(self, token: object) -> bool:
+        return token in self._tokens  # without reading the images
 
 
 def _projection(camera: ShotCamera, transform: ImageTransform) -> Tensor:

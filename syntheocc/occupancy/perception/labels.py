@@ -12,7 +12,7 @@ from syntheocc.occupancy.data.frames import Boxes, Frame
 from syntheocc.occupancy.data.occ3d import Occ3DLabels, read_occ3d
 from syntheocc.occupancy.data.occupancy_files import OCCUPANCY_KINDS, occupancy_path, preset_of, read_occupancy
 from syntheocc.occupancy.grids import OccupancyGrid, Preset
-from syntheocc.occupancy.perception.dataset import FrameLabels
+from syntheocc.occupancy.perception.batch import FrameLabels
 from syntheocc.occupancy.taxonomy import UNKNOWN
 
 __all__ = ["LabelReader"]

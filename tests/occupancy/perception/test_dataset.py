@@ -1,6 +1,7 @@
 """Samples from key frames: projections that put points on their pixels, history, augmentation, and what is missing."""
 
 import math
+from collections import ChainMap
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +17,15 @@ from syntheocc.occupancy.perception import dataset as dataset_module
 from syntheocc.occupancy.perception.dataset import (
     SPARSEOCC_CAMERAS,
     FrameLabels,
+    KeyImages,
     OccupancyBatch,
     OccupancyFrames,
     Sampling,
     collate,
 )
 from syntheocc.occupancy.perception.history import ShotHistory
+from syntheocc.occupancy.perception.sparseocc import SparseOcc
+from syntheocc.occupancy.perception.sparseocc.temporal import OnlinePredictor
 from syntheocc.occupancy.perception.transforms import ImageAugmentation
 from syntheocc.occupancy.transforms import rotation_z
 
@@ -288,6 +292,34 @@ def test_current_images_alone_for_models_that_remember(frames):
     assert whole[0].shots == [["a3", "a2", "a1"]]
     with pytest.raises(ValueError, match="current_only is for predicting"):
         dataset_of(frames, training=True, current_only=True)
+
+
+def test_a_drive_online_in_any_order_is_the_drive_offline(frames):
+    """From files to grids: remembered feature maps, images read on demand, a scene's start, two scenes."""
+    torch.manual_seed(0)
+    model = SparseOcc.from_preset("tiny", num_frames=3).eval()
+    torch.nn.init.zeros_(model.head.mask_decoder.class_head.bias)  # or nothing would be confident enough to be seen
+    height, width = model.config.image_size
+    image = ImageAugmentation(height=height, width=width)
+
+    def dataset(**options):
+        sampling = Sampling(num_frames=3, image=image, draft=False, **options)
+        return OccupancyFrames(frames, sampling, model.config.grid)
+
+    whole, current = dataset(), dataset(current_only=True)
+    online = OnlinePredictor(model)
+    images, grids = KeyImages(current), []
+    assert list(images) == [f.token for f in frames] and len(images) == 7 and "a9" not in images
+    with pytest.raises(KeyError):
+        images["a9"]
+    for index in range(7):
+        batch = current[index]
+        known = ChainMap({batch.tokens[0]: batch.images[0, 0]}, images)
+        got = online(batch.shots, known, batch.ego2img).semantics
+        expected = model.predict(whole[index].images, whole[index].ego2img).semantics
+        assert torch.equal(got, expected) and len(got.unique()) > 1
+        grids.append(got)
+    assert not any(torch.equal(one, other) for one, other in zip(grids, grids[1:], strict=False))
 
 
 def same(one, other):
