@@ -6,6 +6,8 @@ Legend: N labelled entries, C classes.
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.losses.known import known_entries
+
 
 def lovasz_softmax(
     probabilities: Tensor,  # [N, C]
@@ -32,23 +34,22 @@ def lovasz_softmax(
     """
     if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
         raise ValueError(f"expected [N, C] and [N], got {list(probabilities.shape)} and {list(labels.shape)}")
-    if ignore_index is not None:
-        known = labels != ignore_index
-        probabilities, labels = probabilities[known], labels[known]
-    foreground = labels[:, None] == torch.arange(probabilities.shape[1], device=labels.device)
-    present = foreground.any(0)
-    if not bool(present.any()):
-        return probabilities.sum() * 0
-    foreground = foreground[:, present].to(probabilities.dtype)
-    errors, order = (foreground - probabilities[:, present]).abs().sort(dim=0, descending=True)
-    gradient = _jaccard_steps(foreground.gather(0, order))
-    return (errors * gradient).sum(0).mean()
+    probabilities, labels = known_entries(probabilities, labels, ignore_index)
+    # [C, N]: each class is sorted on its own. Absent classes too, because asking which are present would wait for the
+    # device; they are left out of the mean.
+    probabilities = probabilities.T
+    foreground = labels == torch.arange(probabilities.shape[0], device=labels.device)[:, None]
+    present = foreground.any(1).to(probabilities.dtype)
+    foreground = foreground.to(probabilities.dtype)
+    errors, order = (foreground - probabilities).abs().sort(dim=1, descending=True)
+    losses = (errors * _jaccard_steps(foreground.gather(1, order))).sum(1)
+    return (losses * present).sum() / present.sum().clamp_min(1)
 
 
 def _jaccard_steps(foreground: Tensor) -> Tensor:
-    """How much the Jaccard loss grows with each entry, worst error first: [N, C] of zeros and ones to [N, C]."""
-    total = foreground.sum(0)
-    intersection = total - foreground.cumsum(0)
-    union = total + (1 - foreground).cumsum(0)
+    """How much the Jaccard loss grows with each entry, worst error first: [C, N] of zeros and ones to [C, N]."""
+    total = foreground.sum(1, keepdim=True)
+    intersection = total - foreground.cumsum(1)
+    union = total + (1 - foreground).cumsum(1)
     jaccard = 1 - intersection / union
-    return torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
+    return torch.cat([jaccard[:, :1], jaccard[:, 1:] - jaccard[:, :-1]], 1)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from syntheocc.occupancy.losses.known import known_entries
+
 
 def frequency_weights(frequencies: Sequence[float]) -> Tensor:
     """Class weights ``1 / ln(frequency + 0.001)`` from voxel counts: float32 [C].
@@ -26,32 +28,30 @@ def weighted_cross_entropy(
     logits: Tensor,  # [N, C]
     labels: Tensor,  # [N]
     weights: Tensor | None = None,  # [C]
-    ignore_index: int = 255,
+    ignore_index: int | None = 255,
 ) -> Tensor:
     """Cross entropy, the mean weighted by each entry's class; 0 without any entry (torch's own gives NaN there)."""
-    known = labels != ignore_index
-    if not bool(known.any()):
+    logits, labels = known_entries(logits, labels, ignore_index)
+    if labels.numel() == 0:
         return logits.sum() * 0
-    return functional.cross_entropy(
-        logits[known], labels[known].long(), None if weights is None else weights.to(logits)
-    )
+    return functional.cross_entropy(logits, labels.long(), None if weights is None else weights.to(logits))
 
 
 def class_balanced_bce(
     logits: Tensor,  # [N]
     labels: Tensor,  # [N]
     free: int,
-    ignore_index: int = 255,
+    ignore_index: int | None = 255,
 ) -> Tensor:
     """Binary cross entropy of "occupied" in which every class present weighs the same (SparseOcc v1.0).
 
     An entry of class c weighs N / count(c), and the plain mean is taken: the sum over the classes present of their
     own mean. 0 without any entry.
     """
-    known = labels != ignore_index
-    logits, labels = logits[known], labels[known].long()
+    logits, labels = known_entries(logits, labels, ignore_index)
     if labels.numel() == 0:
         return logits.sum() * 0
+    labels = labels.long()
     count = labels.bincount()
     loss = functional.binary_cross_entropy_with_logits(logits, (labels != free).to(logits.dtype), reduction="none")
     return (loss / count.to(logits.dtype)[labels]).sum()

@@ -73,6 +73,14 @@ def test_unknown_free_and_uniform_samples_leave_finite_losses_and_gradients(labe
     assert (total.item() == 0) == (labels[0] == 255)
 
 
+def test_absent_classes_count_in_no_mean():
+    """A fourth class that no entry has changes nothing, whatever is predicted for it."""
+    probabilities = torch.cat([LOGITS.softmax(-1), torch.full((5, 1), 0.3)], 1)
+    three, four = LOGITS.softmax(-1), probabilities
+    for loss in (losses.lovasz_softmax, losses.sem_scal_loss):
+        torch.testing.assert_close(loss(four, LABELS), loss(three, LABELS))
+
+
 def test_a_class_that_is_nowhere_predicted_costs_much_but_not_infinity():
     probability = torch.zeros(3, requires_grad=True)
     loss = losses.scal_loss(probability, torch.tensor([True, False, False]))

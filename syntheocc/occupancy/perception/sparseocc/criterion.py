@@ -20,6 +20,7 @@ from syntheocc.occupancy.losses import (
     sigmoid_focal_loss,
     weighted_cross_entropy,
 )
+from syntheocc.occupancy.losses.known import known_entries
 from syntheocc.occupancy.perception.sparseocc.config import SparseOccConfig
 from syntheocc.occupancy.perception.sparseocc.geometry import gather_labels, painted_voxels
 from syntheocc.occupancy.perception.sparseocc.mask_decoder import MaskPrediction
@@ -44,8 +45,6 @@ class SparseOccCriterion(nn.Module):
         super().__init__()
         self.config = config
         self.weights = weights or MatchWeights()
-        # The published loss keeps unknown voxels in the Lovasz term, where they stand against every class.
-        self.lovasz_ignore = None if config.legacy else UNKNOWN
         free = config.taxonomy.free
         frequencies = config.class_frequencies
         self.register_buffer(
@@ -111,12 +110,17 @@ class SparseOccCriterion(nn.Module):
 
     def _dense_losses(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Version 1.1: one classifier of all classes."""
-        probabilities = logits.softmax(-1)
+        legacy_lovasz = None
+        if self.config.legacy:
+            # The published loss keeps unknown voxels in the Lovasz term, where they stand against every class.
+            legacy_lovasz = lovasz_softmax(logits.softmax(-1), labels, ignore_index=None)
+        logits, labels = known_entries(logits, labels, UNKNOWN)
+        probabilities, free = logits.softmax(-1), self.config.taxonomy.free
         return {
-            "lovasz": lovasz_softmax(probabilities, labels, self.lovasz_ignore),
-            "geo_scal": geo_scal_loss(probabilities, labels, self.config.taxonomy.free),
-            "sem_scal": sem_scal_loss(probabilities, labels),
-            "voxel_class": weighted_cross_entropy(logits, labels, self.class_weights),
+            "lovasz": lovasz_softmax(probabilities, labels, None) if legacy_lovasz is None else legacy_lovasz,
+            "geo_scal": geo_scal_loss(probabilities, labels, free, None),
+            "sem_scal": sem_scal_loss(probabilities, labels, None),
+            "voxel_class": weighted_cross_entropy(logits, labels, self.class_weights, None),
         }
 
     def _two_head_losses(self, logits: Tensor, occupancy: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -134,16 +138,16 @@ class SparseOccCriterion(nn.Module):
             corners: int64 [B, K, 3], the kept voxels.
 
         Returns:
-            for each sample: class indices int64 [M] among the occupied classes, masks float32 [M, K'], and which
-            voxels count, bool [K] (K' of them).
+            for each sample: class indices int64 [M] among the occupied classes, masks float32 [M, K'], and the rows
+            of the K' voxels that count, int64.
         """
         kept = []
         for target, voxels in zip(targets, corners, strict=True):
             of_voxel = gather_labels(target.segments[None], voxels[None], UNSEEN)[0]
-            counts = of_voxel != UNSEEN
-            masks = of_voxel[counts] == torch.arange(len(target.classes), device=voxels.device)[:, None]
+            rows = (of_voxel != UNSEEN).nonzero().squeeze(1)
+            masks = of_voxel[rows] == torch.arange(len(target.classes), device=voxels.device)[:, None]
             present = masks.any(1)
-            kept.append((self.occupied_position[target.classes[present]], masks[present].float(), counts))
+            kept.append((self.occupied_position[target.classes[present]], masks[present].float(), rows))
         return kept
 
     def mask_losses(
@@ -155,9 +159,9 @@ class SparseOccCriterion(nn.Module):
         ).clamp_min(1)
         weights = self.weights
         mask = dice = focal = prediction.class_logits.float().sum() * 0 + prediction.mask_logits.float().sum() * 0
-        for i, (classes, segments, counts) in enumerate(kept):
+        for i, (classes, segments, known) in enumerate(kept):
             class_logits = prediction.class_logits[i].float()
-            mask_logits = prediction.mask_logits[i].float()[:, counts]
+            mask_logits = prediction.mask_logits[i, :, known].float()
             wanted = torch.zeros_like(class_logits)
             if len(classes):
                 rows, columns = hungarian(matching_cost(class_logits, mask_logits, classes, segments, weights))
