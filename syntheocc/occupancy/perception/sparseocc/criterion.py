@@ -161,7 +161,7 @@ class SparseOccCriterion(nn.Module):
         mask = dice = focal = prediction.class_logits.float().sum() * 0 + prediction.mask_logits.float().sum() * 0
         for i, (classes, segments, known) in enumerate(kept):
             class_logits = prediction.class_logits[i].float()
-            mask_logits = prediction.mask_logits[i, :, known].float()
+            mask_logits = prediction.mask_logits[i][:, known].float()
             wanted = torch.zeros_like(class_logits)
             if len(classes):
                 rows, columns = hungarian(matching_cost(class_logits, mask_logits, classes, segments, weights))
@@ -178,7 +178,8 @@ class SparseOccCriterion(nn.Module):
 
 
 def _mean_over_ranks(value: Tensor) -> Tensor:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    # Ranks train in step; outside of training they may hold different numbers of samples, and would wait for ever.
+    if torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(value)
         value = value / torch.distributed.get_world_size()
     return value
