@@ -144,16 +144,14 @@ class OccupancyFrames(Dataset):
 
     def order(self, epoch: int) -> list[int]:
         """Indices of an epoch, shuffled: every frame once (for `syntheocc.engine.samplers.EpochSampler`)."""
-        generator = _generator(self.seed, -1 - epoch)
-        start = epoch % self.rounds * len(self.frames)
-        return (torch.randperm(len(self.frames), generator=generator) + start).tolist()
+        return shuffled_round(self.seed, epoch, len(self.frames), self.rounds)
 
     def __getitem__(self, index: int) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(index)
         frame = self.frames[index % len(self.frames)]
         try:
-            return self.sample(frame, _generator(self.seed, index))
+            return self.sample(frame, index_generator(self.seed, index))
         except ValueError as error:
             if self.unreadable is None:
                 raise
@@ -185,7 +183,7 @@ class OccupancyFrames(Dataset):
         read = 1 if sampling.current_only else len(shots)
         images = np.zeros((read, len(self.cameras), sampling.image.height, sampling.image.width, 3), np.uint8)
         ego2img = torch.zeros(len(shots), len(self.cameras), 4, 4, dtype=torch.float64)
-        grid2global = self._grid2global(frame) @ torch.linalg.inv(turn.matrix())
+        grid2global = self.grid2global(frame) @ torch.linalg.inv(turn.matrix())
         loaded: dict[Path, np.ndarray] = {}  # at a scene's start the same shot comes several times
         for t, shot in enumerate(shots):
             for v, name in enumerate(self.cameras):
@@ -244,7 +242,8 @@ class OccupancyFrames(Dataset):
             return self.sampling.image.for_test(*size)
         return self.sampling.image.draw(*size, torch.Generator().manual_seed(image_seed))
 
-    def _grid2global(self, frame: Frame) -> Tensor:
+    def grid2global(self, frame: Frame) -> Tensor:
+        """From the grid's frame to the one that camera poses end in, float64 [4, 4]."""
         ego2global = torch.eye(4, dtype=torch.float64) if frame.ego2global is None else frame.ego2global
         if self.grid.frame == "ego":
             return ego2global
@@ -316,7 +315,13 @@ def _published_order(names: Sequence[str]) -> list[str]:
     return known + [name for name in names if name not in SPARSEOCC_CAMERAS]
 
 
-def _generator(seed: int, index: int) -> torch.Generator:
+def index_generator(seed: int, index: int) -> torch.Generator:
     """A generator whose numbers have nothing to do with those of the neighbouring indices."""
     digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=7).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+def shuffled_round(seed: int, epoch: int, frames: int, rounds: int) -> list[int]:
+    """Indices of one round of `frames` samples in an order of the epoch's own; after the last round the first."""
+    start = epoch % rounds * frames
+    return (torch.randperm(frames, generator=index_generator(seed, -1 - epoch)) + start).tolist()

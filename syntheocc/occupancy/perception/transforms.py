@@ -170,9 +170,10 @@ def transform_labels(labels: Tensor, spec: GridSpec, transform: GridTransform, f
     i, j = (_index(old, axis, spec) for axis, old in enumerate((old_x, old_y)))
     k = _index(old_from_new[2, 2] * z, 2, spec)
     inside = (i >= 0)[:, :, None] & (j >= 0)[:, :, None] & (k >= 0)[None, None, :]
-    columns = torch.from_numpy((np.maximum(i, 0) * spec.shape[1] + np.maximum(j, 0)).reshape(-1))
-    moved = labels.reshape(-1, spec.shape[2])[columns].view(spec.shape)[..., torch.from_numpy(np.maximum(k, 0))]
-    return torch.where(torch.from_numpy(inside), moved, torch.tensor(fill, dtype=labels.dtype))
+    columns = np.maximum(i, 0) * spec.shape[1] + np.maximum(j, 0)
+    to = lambda index: torch.from_numpy(index).to(labels.device, non_blocking=True)  # noqa: E731
+    moved = labels.reshape(-1, spec.shape[2])[to(columns.reshape(-1))].view(spec.shape)[..., to(np.maximum(k, 0))]
+    return moved.masked_fill(~to(inside), fill)
 
 
 def _index(places: np.ndarray, axis: int, spec: GridSpec) -> np.ndarray:
