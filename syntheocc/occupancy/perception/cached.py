@@ -7,6 +7,7 @@ the device: images are resampled bilinearly from the stored ones, which are abou
 Legend: N key frames, V views, T frames of a sample, H W stored images, X Y Z voxels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +78,30 @@ class FrameStore:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @staticmethod
+    def cat(stores: "Sequence[FrameStore]") -> "FrameStore":
+        """All frames of several stores, on the device of the first.
+
+        Raises:
+            ValueError: no store, or some have labels and others have not.
+        """
+        if not stores:
+            raise ValueError("no stores to put together")
+        device = stores[0].images.device
+        joined: dict[str, Any] = {}
+        starts = [sum(len(store) for store in stores[:i]) for i in range(len(stores))]
+        for name in ("images", "intrinsics", "cam2global", "grid2global", "semantics", "instances"):
+            values = [getattr(store, name) for store in stores]
+            if any(value is None for value in values) and not all(value is None for value in values):
+                raise ValueError(f"some stores have {name} and others have not")
+            to = device if name in ("images", "semantics", "instances") else torch.device("cpu")
+            joined[name] = None if values[0] is None else torch.cat([value.to(to) for value in values])
+        return FrameStore(
+            previous=torch.cat([store.previous + start for store, start in zip(stores, starts, strict=True)]),
+            tokens=[token for store in stores for token in store.tokens],
+            **joined,
+        )
 
 
 class CachedFrames(Dataset):
