@@ -155,3 +155,21 @@ def test_a_checkpoint_of_another_preset_or_with_leftovers_is_refused(checkpoint,
     torch.save(content, path)
     with pytest.raises(ValueError, match="fc.weight is no part"):
         SparseOcc.from_original(path, "tiny", embed_dims=48)
+
+
+def test_a_detectors_backbone_brings_the_frozen_recipe_which_survives_saving(tmp_path):
+    donor, model = SparseOcc.from_preset("tiny"), SparseOcc.from_preset("tiny")
+    assert all(p.requires_grad for p in model.parameters())
+    state = {k.replace("img_", ""): v for k, v in released(donor, HEAD).items() if k.startswith("img_backbone.")}
+    torch.save({"state_dict": {**state, "roi_head.fc.weight": torch.zeros(2)}}, tmp_path / "detector.pth")
+    report = model.load_backbone(tmp_path / "detector.pth")
+    assert report.unmatched == ("roi_head.fc.weight",)
+    ours, theirs_ = model.image_encoder.backbone.state_dict(), donor.image_encoder.backbone.state_dict()
+    assert all(torch.equal(ours[name], theirs_[name]) for name in ours)
+    model.save_pretrained(tmp_path / "model")
+    for trained in (model, SparseOcc.from_pretrained(tmp_path / "model")):
+        backbone = trained.train().image_encoder.backbone
+        assert not any(p.requires_grad for p in backbone.embedder.parameters())
+        assert not any(p.requires_grad for p in backbone.stages[0].parameters())
+        assert all(p.requires_grad for p in backbone.stages[1].parameters())
+        assert not any(m.training for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d))
