@@ -246,13 +246,21 @@ def _sizes(features: list[Tensor]) -> list[int]:
 
 
 # Operators of their own: torch.compile takes them as they are, and knows their gradients.
-@torch.library.custom_op("syntheocc::msmv_sampling", mutates_args=())
+@torch.library.custom_op(
+    "syntheocc::msmv_sampling",
+    mutates_args=(),
+    schema="(Tensor[] features, Tensor locations, Tensor weights) -> Tensor",
+)
 def msmv_sampling_triton(features: list[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
     """See `syntheocc.occupancy.ops.msmv_sampling.msmv_sampling`."""
     return launch_forward(features, locations, weights)
 
 
-@torch.library.custom_op("syntheocc::msmv_sampling_backward", mutates_args=())
+@torch.library.custom_op(
+    "syntheocc::msmv_sampling_backward",
+    mutates_args=(),
+    schema="(Tensor grad_out, Tensor[] features, Tensor locations, Tensor weights) -> (Tensor[], Tensor, Tensor)",
+)
 def _msmv_sampling_backward(
     grad_out: Tensor, features: list[Tensor], locations: Tensor, weights: Tensor
 ) -> tuple[list[Tensor], Tensor, Tensor]:
