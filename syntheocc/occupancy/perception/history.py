@@ -25,6 +25,8 @@ __all__ = ["Shot", "ShotCamera", "ShotHistory"]
 
 # What the published loader walks back at most.
 MAX_SHOTS = 150
+# Shots between two images of a training sample, where there are enough.
+NARROWEST, WIDEST = 4, 8
 # Key frames of one drive follow each other within this time; nuScenes' are 0.5 s apart.
 MAX_GAP_US = 1_200_000
 
@@ -128,13 +130,14 @@ class ShotHistory:
         The spacing is 4 to 8 shots (0.33 to 0.67 s at 12 Hz) where the history is long enough, less where it is
         short. Without sweeps in the data these are the `key_shots`.
         """
-        found = self.shots(token)
+        # The widest spacing reaches no further back.
+        found = self.shots(token, min(MAX_SHOTS, WIDEST * number))
         if all(shot.is_key for shot in found):
             return self.key_shots(token, number)
         if len(found) <= number:
             return (found + found[-1:] * number)[:number]
-        high = min(8, len(found) // number)
-        low = min(4, high)
+        high = min(WIDEST, len(found) // number)
+        low = min(NARROWEST, high)
         spacing = int(torch.randint(low, high + 1, (), generator=generator))
         return [found[(k + 1) * spacing - 1] for k in range(number)]
 
