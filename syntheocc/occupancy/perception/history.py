@@ -29,6 +29,8 @@ MAX_SHOTS = 150
 NARROWEST, WIDEST = 4, 8
 # Key frames of one drive follow each other within this time; nuScenes' are 0.5 s apart.
 MAX_GAP_US = 1_200_000
+# Metres a second; two cars of a fleet may be on their ways at the same time.
+FASTEST = 60.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,13 +209,29 @@ def _previous_tokens(frames: Sequence[Frame]) -> dict[str, str | None]:
     previous: dict[str, str | None] = {}
     for scene, members in scenes.items():
         members.sort(key=lambda frame: frame.timestamp_us)
-        for before, frame in zip([None, *members], members, strict=False):
+        # Where infos list sweeps at all, a frame without any is the first of its drive.
+        lists_sweeps = not scene and any(frame.extras.get("sweeps") for frame in members)
+        for index, frame in enumerate(members):
             # What the source says is before it counts, where that frame is at hand.
             linked = known.get(frame.prev) if frame.prev else None
-            if linked is None and before is not None:
-                gap = frame.timestamp_us - before.timestamp_us
-                linked = before if scene or 0 < gap <= MAX_GAP_US else None
+            if linked is None and index and scene:
+                linked = members[index - 1]
+            elif linked is None and not (lists_sweeps and not frame.extras.get("sweeps")):
+                linked = _before(members[max(0, index - 50) : index], frame)
             if linked is not None and (linked.ego2global is None or frame.ego2global is None):
                 linked = None
             previous[frame.token] = linked.token if linked is not None and linked is not frame else None
     return previous
+
+
+def _before(earlier: Sequence[Frame], frame: Frame) -> Frame | None:
+    """The frame of an unnamed scene before this one: close in time, and no further off than a car gets in it."""
+    for before in reversed(earlier):
+        gap = frame.timestamp_us - before.timestamp_us
+        if gap > MAX_GAP_US:
+            break
+        if gap > 0 and before.ego2global is not None and frame.ego2global is not None:
+            away = float((frame.ego2global - before.ego2global)[:3, 3].norm())
+            if away <= 1.0 + FASTEST * gap * 1e-6:
+                return before
+    return None

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -64,7 +66,11 @@ class LabelReader:
         Raises:
             ValueError: no file (unless `optional`), a damaged one, or one without the mask or instances asked for.
         """
-        path = occupancy_path(self.root, frame, self.kind)
+        if self.kind in _NPZ and not frame.scene:
+            # The published infos do not name their scenes; the folders do.
+            path = _by_token(str(self.root)).get(frame.token, Path(self.root) / "*" / frame.token / "labels.npz")
+        else:
+            path = occupancy_path(self.root, frame, self.kind)
         if self.optional and not path.is_file():
             return None
         if self.kind in _NPZ:
@@ -86,3 +92,10 @@ class LabelReader:
                 raise ValueError(f"sample {frame.token}: has no boxes to make instances of; infos of a test split?")
             instances = self.rule(labels.grid, frame.boxes)
         return FrameLabels(semantics, instances)
+
+
+@lru_cache(maxsize=8)
+def _by_token(root: str) -> dict[str, Path]:
+    """Sample token -> label file, of all `<scene>/<token>/` below a folder."""
+    scenes = sorted(path for path in Path(root).iterdir() if path.is_dir()) if Path(root).is_dir() else []
+    return {entry.name: Path(entry.path) / "labels.npz" for scene in scenes for entry in os.scandir(scene)}

@@ -227,6 +227,15 @@ def test_scenes_without_names_are_told_by_time_and_single_frames_repeat(frames):
     history = ShotHistory(nameless)
     assert tokens_of(history.key_shots("a2", 3)) == ["a1", "a0", "a0"]
     assert history.previous("b0") is None  # 1000 s later
+    # Another car at the same time, a kilometre away; and a first frame that says so by having no sweeps.
+    away = next(f for f in nameless if f.token == "a1")
+    moved = away.ego2global.clone()
+    moved[0, 3] += 1000
+    other = replace(away, token="c", timestamp_us=away.timestamp_us + 1000, ego2global=moved)
+    history = ShotHistory([*nameless, other])
+    assert history.previous("c") is None and history.previous("a2").token == "a1"
+    starts = [replace(f, scene="", extras={"sweeps": [] if f.token == "a2" else [{}]}) for f in frames]
+    assert ShotHistory(starts).previous("a2") is None and ShotHistory(starts).previous("a3").token == "a2"
     alone = replace(nameless[0], ego2global=None)
     batch = dataset_of([alone], labels=None).sample(alone)
     assert batch.semantics is None and torch.equal(batch.images[:, 0], batch.images[:, 2])

@@ -44,6 +44,16 @@ def test_classes_masks_and_instances(labelled):
     assert int(LabelReader(root, instances="boxes", rule=rule)(frame).instances.sum()) == 3
 
 
+def test_frames_without_a_scene_are_found_by_token(labelled):
+    """The published infos have no scene names."""
+    root, frame = labelled
+    nameless = replace(frame, scene="")
+    assert torch.equal(LabelReader(root)(nameless).semantics, LabelReader(root)(frame).semantics)
+    with pytest.raises(ValueError, match="other/labels.npz"):
+        LabelReader(root)(replace(nameless, token="other"))
+    assert LabelReader(root / "nowhere", optional=True)(nameless) is None
+
+
 def test_labels_of_another_format(labelled, tmp_path):
     _, frame = labelled
     semantics = torch.zeros(SURROUNDOCC.spec.shape, dtype=torch.uint8)
