@@ -7,7 +7,8 @@ Example:
 Legend: N key frames, V views.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from syntheocc.occupancy.perception.dataset import SPARSEOCC_CAMERAS
 from syntheocc.worlds.labels import exact_labels
 from syntheocc.worlds.timeline import sample_token
 
-__all__ = ["drive_of"]
+__all__ = ["drive_of", "drives_of"]
 
 # Key frames rendered in one go: more take gigabytes on a GPU.
 AT_ONCE = 8
@@ -72,8 +73,27 @@ def drive_of(
         previous=torch.arange(len(times)).sub(1).clamp_min(0),
         tokens=[sample_token(scene, index) for index in range(len(times))],
         semantics=torch.stack([semantics.to(device) for semantics, _ in pairs]),
-        instances=torch.stack([instances.to(device, torch.int32) for _, instances in pairs]),
+        instances=torch.stack([instances.to(device, torch.int16) for _, instances in pairs]),
     )
+
+
+def drives_of(scenes: Iterable[Any], seconds: float | None = None, **options: Any) -> FrameStore:
+    """The drives of several scenes in one store.
+
+    Args:
+        scenes: `Scene`s, as other processes make them ahead of their use, for example.
+        seconds: stop after so long, one scene at least; None takes all.
+        options: of `drive_of`.
+
+    Raises:
+        ValueError: no scene.
+    """
+    began, drives = time.perf_counter(), []
+    for scene in scenes:
+        drives.append(drive_of(scene, **options))
+        if seconds is not None and time.perf_counter() - began > seconds:
+            break
+    return FrameStore.cat(drives)
 
 
 def _labels(scene: Any, preset: Preset, kind: str, device: torch.device | str) -> list[tuple[torch.Tensor, Any]]:

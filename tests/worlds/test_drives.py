@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from syntheocc.occupancy.grids import OCC3D_NUSCENES, SYNTHEOCC
-from syntheocc.occupancy.perception.cached import CachedFrames, FrameStore
+from syntheocc.occupancy.perception.cached import CachedFrames
 from syntheocc.occupancy.perception.dataset import SPARSEOCC_CAMERAS, Sampling
 from syntheocc.occupancy.perception.transforms import ImageAugmentation
 from syntheocc.occupancy.transforms import invert_rigid
-from syntheocc.worlds.drives import drive_of
+from syntheocc.worlds.drives import drive_of, drives_of
 from syntheocc.worlds.labels import exact_grid
 from syntheocc.worlds.scene import make_scene
 from syntheocc.worlds.splits import scene_seed
@@ -47,11 +47,15 @@ def test_labels_and_images_are_the_scenes(scene, store):
     assert len(named) and float((named > 0).float().mean()) > 0.9
 
 
-def test_a_sample_of_a_drive(store):
-    both = FrameStore.cat([store, store])
+def test_a_sample_of_several_drives(scene, store):
+    both = drives_of([scene, scene])
+    assert len(drives_of(iter([scene, scene]), seconds=0)) == 2
+    with pytest.raises(ValueError, match="no stores"):
+        drives_of([])
     assert both.previous.tolist() == [0, 0, 2, 2] and torch.equal(both.semantics[2:], store.semantics)
     sampling = Sampling(num_frames=2, image=ImageAugmentation(height=16, width=48), training=True)
     sample = CachedFrames(both, sampling, OCC3D_NUSCENES.spec)[3]
+    assert sample.instances.dtype == torch.int32 and int(sample.instances.max()) > 0
     assert tuple(sample.images.shape) == (1, 2, 6, 3, 16, 48) and sample.shots == [[store.tokens[1], store.tokens[0]]]
 
 

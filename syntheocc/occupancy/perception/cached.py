@@ -166,6 +166,8 @@ class CachedFrames(Dataset):
             values: Tensor | None = getattr(store, name)
             if values is not None:
                 labels[name] = transform_labels(values[row], self.grid, turn, fill)[None]
+        if "instances" in labels:
+            labels["instances"] = labels["instances"].int()
         batch = OccupancyBatch(
             images=images.permute(0, 1, 4, 2, 3)[None],
             ego2img=(matrix @ store.grid2global[row] @ torch.linalg.inv(turn.matrix())).float()[None],
