@@ -1,0 +1,185 @@
+"""What SparseOcc learns from: per-voxel losses of every stage and mask losses of every prediction (specs 2.8).
+
+Legend: B samples, K kept voxels, s edge of a stage's voxels in full-resolution voxels, Q queries, M segments,
+C classes (free included).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from syntheocc.occupancy.losses import (
+    class_balanced_bce,
+    frequency_weights,
+    geo_scal_loss,
+    lovasz_softmax,
+    mask_bce,
+    mask_dice,
+    sem_scal_loss,
+    sigmoid_focal_loss,
+    weighted_cross_entropy,
+)
+from syntheocc.occupancy.losses.known import known_entries
+from syntheocc.occupancy.perception.sparseocc.config import SparseOccConfig
+from syntheocc.occupancy.perception.sparseocc.geometry import gather_labels, painted_voxels
+from syntheocc.occupancy.perception.sparseocc.mask_decoder import MaskPrediction
+from syntheocc.occupancy.perception.sparseocc.matcher import MatchWeights, hungarian, matching_cost
+from syntheocc.occupancy.perception.sparseocc.targets import UNSEEN, SegmentTargets, segment_targets
+from syntheocc.occupancy.perception.sparseocc.voxel_decoder import StageOutput
+from syntheocc.occupancy.taxonomy import UNKNOWN
+
+
+class SparseOccCriterion(nn.Module):
+    """All losses; their sum is what is minimised.
+
+    Args:
+        config: the model's.
+        weights: of the mask terms.
+    """
+
+    class_weights: Tensor | None
+    occupied_position: Tensor
+
+    def __init__(self, config: SparseOccConfig, weights: MatchWeights | None = None):
+        super().__init__()
+        self.config = config
+        self.weights = weights or MatchWeights()
+        free = config.taxonomy.free
+        frequencies = config.class_frequencies
+        self.register_buffer(
+            "class_weights", None if frequencies is None else frequency_weights(frequencies), persistent=False
+        )
+        # Label -> index among the occupied classes, where the classifiers without a free class have it.
+        position = torch.full((256,), UNKNOWN)
+        position[list(config.occupied_classes)] = torch.arange(len(config.occupied_classes))
+        position[free] = UNKNOWN
+        self.register_buffer("occupied_position", position, persistent=False)
+
+    def forward(
+        self,
+        stages: Sequence[StageOutput],
+        predictions: Sequence[MaskPrediction],
+        semantics: Tensor,  # [B, X, Y, Z]
+        instances: Tensor | None = None,  # [B, X, Y, Z]
+    ) -> dict[str, Tensor]:
+        """Every term, weighted, and their sum under "loss".
+
+        Args:
+            stages: the voxel decoder's outputs.
+            predictions: the mask decoder's.
+            semantics: uint8 labels, 255 unknown.
+            instances: object ids, for a panoptic config.
+        """
+        losses: dict[str, Tensor] = {}
+        for stage in stages:
+            for name, value in self.voxel_losses(stage, semantics).items():
+                losses[f"{name}_{stage.cell}"] = value
+        config = self.config
+        targets = [
+            segment_targets(
+                semantics[i],
+                config.taxonomy.free,
+                None if instances is None else instances[i],
+                config.instance_classes,
+                legacy=config.legacy,
+            )
+            for i in range(semantics.shape[0])
+        ]
+        kept = self.kept_segments(targets, stages[-1].corners)
+        for index, prediction in enumerate(predictions):
+            for name, value in self.mask_losses(prediction, kept).items():
+                losses[f"{name}_{index}"] = value
+        losses["loss"] = torch.stack([value.float() for value in losses.values()]).sum()
+        return losses
+
+    def voxel_losses(self, stage: StageOutput, semantics: Tensor) -> dict[str, Tensor]:
+        """Losses of one stage, each the mean over the samples: its logits, painted on all voxels that it covers."""
+        covered = painted_voxels(stage.corners, stage.cell)  # [B, K, s^3, 3]
+        labels = gather_labels(semantics, covered, UNKNOWN)
+        repeats = covered.shape[2]
+        terms: list[dict[str, Tensor]] = []
+        for i, flat in enumerate(labels.flatten(1)):
+            logits = stage.class_logits[i].float().repeat_interleave(repeats, 0)
+            if stage.occupancy_logits is None:
+                terms.append(self._dense_losses(logits, flat))
+            else:
+                occupancy = stage.occupancy_logits[i].float().repeat_interleave(repeats, 0)
+                terms.append(self._two_head_losses(logits, occupancy, flat))
+        return {name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]}
+
+    def _dense_losses(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Version 1.1: one classifier of all classes."""
+        legacy_lovasz = None
+        if self.config.legacy:
+            # The published loss keeps unknown voxels in the Lovasz term, where they stand against every class.
+            legacy_lovasz = lovasz_softmax(logits.softmax(-1), labels, ignore_index=None)
+        logits, labels = known_entries(logits, labels, UNKNOWN)
+        probabilities, free = logits.softmax(-1), self.config.taxonomy.free
+        return {
+            "lovasz": lovasz_softmax(probabilities, labels, None) if legacy_lovasz is None else legacy_lovasz,
+            "geo_scal": geo_scal_loss(probabilities, labels, free, None),
+            "sem_scal": sem_scal_loss(probabilities, labels, None),
+            "voxel_class": weighted_cross_entropy(logits, labels, self.class_weights, None),
+        }
+
+    def _two_head_losses(self, logits: Tensor, occupancy: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Version 1.0: balanced occupancy, and the class of what is occupied."""
+        return {
+            "occupancy": class_balanced_bce(occupancy, labels, self.config.taxonomy.free),
+            "voxel_class": weighted_cross_entropy(logits, self.occupied_position[labels.long()]),
+        }
+
+    def kept_segments(self, targets: Sequence[SegmentTargets], corners: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Of each sample the segments that have a kept voxel.
+
+        Args:
+            targets: segments of the full grid.
+            corners: int64 [B, K, 3], the kept voxels.
+
+        Returns:
+            for each sample: class indices int64 [M] among the occupied classes, masks float32 [M, K'], and the rows
+            of the K' voxels that count, int64.
+        """
+        kept = []
+        for target, voxels in zip(targets, corners, strict=True):
+            of_voxel = gather_labels(target.segments[None], voxels[None], UNSEEN)[0]
+            rows = (of_voxel != UNSEEN).nonzero().squeeze(1)
+            masks = of_voxel[rows] == torch.arange(len(target.classes), device=voxels.device)[:, None]
+            present = masks.any(1)
+            kept.append((self.occupied_position[target.classes[present]], masks[present].float(), rows))
+        return kept
+
+    def mask_losses(
+        self, prediction: MaskPrediction, kept: Sequence[tuple[Tensor, Tensor, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Losses of one prediction: summed over the matched pairs, divided by the number of segments."""
+        number = _mean_over_ranks(
+            torch.tensor(float(sum(len(classes) for classes, _, _ in kept)), device=prediction.class_logits.device)
+        ).clamp_min(1)
+        weights = self.weights
+        mask = dice = focal = prediction.class_logits.float().sum() * 0 + prediction.mask_logits.float().sum() * 0
+        for i, (classes, segments, known) in enumerate(kept):
+            class_logits = prediction.class_logits[i].float()
+            mask_logits = prediction.mask_logits[i][:, known].float()
+            wanted = torch.zeros_like(class_logits)
+            if len(classes):
+                rows, columns = hungarian(matching_cost(class_logits, mask_logits, classes, segments, weights))
+                wanted[rows, classes[columns]] = 1
+                mask = mask + mask_bce(mask_logits[rows], segments[columns]).sum()
+                dice = dice + mask_dice(mask_logits[rows], segments[columns]).sum()
+            focal = focal + sigmoid_focal_loss(class_logits, wanted).sum()
+        return {
+            "mask": weights.mask * mask / number,
+            "dice": weights.dice * dice / number,
+            # Weighted twice, as in the published loss.
+            "class": weights.focal**2 * focal / number,
+        }
+
+
+def _mean_over_ranks(value: Tensor) -> Tensor:
+    # Ranks train in step; outside of training they may hold different numbers of samples, and would wait for ever.
+    if torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(value)
+        value = value / torch.distributed.get_world_size()
+    return value

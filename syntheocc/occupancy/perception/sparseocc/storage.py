@@ -1,0 +1,85 @@
+"""A trained SparseOcc on disk: ``config.json`` and ``model.safetensors`` in one folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from syntheocc.engine.files import atomic_path, atomic_write_json, read_json
+from syntheocc.occupancy.perception.sparseocc.config import SparseOccConfig
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_CLASS = "SparseOcc"
+
+
+def write_folder(path: str | Path, config: SparseOccConfig, weights: Mapping[str, Tensor]) -> None:
+    """Write a model's folder; each file appears whole or not at all, the config last."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    with atomic_path(path / WEIGHTS) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary)
+    atomic_write_json(path / CONFIG, {"_class_name": _CLASS, **config.to_dict()})
+
+
+def read_folder(path: str | Path, device: torch.device | str = "cpu") -> tuple[SparseOccConfig, dict[str, Tensor]]:
+    """Config and weights of a folder, or of a hub id ``owner/name``.
+
+    Raises:
+        ValueError: neither exists, a file is missing or damaged, or the folder holds another model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = _local(path)
+    values = read_json(folder / CONFIG)
+    if not isinstance(values, dict) or values.get("_class_name") != _CLASS:
+        raise ValueError(f"{folder / CONFIG}: does not describe a {_CLASS} model; check the folder")
+    try:
+        config = SparseOccConfig.from_dict({k: v for k, v in values.items() if not k.startswith("_")})
+    except (TypeError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
+    try:
+        return config, load_file(folder / WEIGHTS, device=str(device))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder / WEIGHTS}: cannot be read ({error}); copy the folder again") from error
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load all weights of a model, none missing and none left over; ValueError naming those of `source` that are."""
+    wanted = model.state_dict()
+    missing = sorted(set(wanted) - set(weights))
+    unexpected = sorted(set(weights) - set(wanted))
+    reshaped = [
+        f"{name} {list(weights[name].shape)} instead of {list(wanted[name].shape)}"
+        for name in wanted
+        if name in weights and weights[name].shape != wanted[name].shape
+    ]
+    if missing or unexpected or reshaped:
+        raise ValueError(
+            f"{source} does not fit this model: missing {_some(missing)}; unexpected {_some(unexpected)}; "
+            f"of another shape {_some(reshaped)}"
+        )
+    model.load_state_dict(weights)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"
+
+
+def _local(path: str | Path) -> Path:
+    if Path(path).is_dir():
+        return Path(path)
+    # What cannot be a hub id is a wrong path; anything else would silently become a download.
+    parts = str(path).split("/")
+    if isinstance(path, Path) or len(parts) != 2 or not all(parts) or parts[0].startswith("."):
+        raise ValueError(f"{path}: no such folder; give one that save_pretrained wrote, or a hub id owner/name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=[CONFIG, WEIGHTS]))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: neither a folder nor a model that could be fetched from the hub ({error}); give a local folder"
+        ) from error

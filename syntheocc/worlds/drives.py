@@ -1,0 +1,111 @@
+"""Drives through the procedural world for perception models: rendered and labelled, never written to a disk.
+
+Example:
+    >>> scene = make_scene(scene_seed(0, "train", 0), image_size=(352, 198))  # doctest: +SKIP
+    >>> frames = CachedFrames(drive_of(scene, device="cuda"), sampling, OCC3D_NUSCENES.spec)  # doctest: +SKIP
+
+Legend: N key frames, V views.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+
+from syntheocc.occupancy.grids import OCC3D_NUSCENES, Preset
+from syntheocc.occupancy.perception.cached import FrameStore
+from syntheocc.occupancy.perception.dataset import SPARSEOCC_CAMERAS
+from syntheocc.worlds.labels import exact_labels
+from syntheocc.worlds.timeline import sample_token
+
+__all__ = ["drive_of", "drives_of"]
+
+# Key frames rendered in one go: more take gigabytes on a GPU.
+AT_ONCE = 8
+
+
+def drive_of(
+    scene: Any,
+    preset: Preset = OCC3D_NUSCENES,
+    labels: Literal["exact", "accumulated"] = "exact",
+    device: torch.device | str = "cpu",
+    cameras: Sequence[str] = SPARSEOCC_CAMERAS,
+) -> FrameStore:
+    """All key frames of a scene, images of the size that its rig has.
+
+    Args:
+        scene: a `Scene`; `make_scene(..., image_size=(352, 198))` suits a network that sees the lower 128 rows.
+        preset: the grid, in ego, and the class table.
+        labels: from the geometry, or accumulated from lidar sweeps with the gaps and trails of the real data.
+        device: where images are rendered and everything large is kept.
+        cameras: the views, in order.
+
+    Returns:
+        A store with semantics and instances (0: no object).
+
+    Raises:
+        ValueError: a grid that is not in ego, or a camera that the scene lacks.
+    """
+    from syntheocc.worlds.camera_images import Shot, render_shots
+    from syntheocc.worlds.lidar import camera_time
+
+    if preset.spec.frame != "ego":
+        raise ValueError(f"a drive's grids lie in ego, not in the {preset.spec.frame} frame")
+    rig = scene.rig.select(cameras)
+    times = list(scene.key_times)
+    images, cam2global = [], []
+    for first in range(0, len(times), AT_ONCE):
+        shots = []
+        for t in times[first : first + AT_ONCE]:
+            for camera in rig.values():
+                moment = camera_time(t, camera)  # every camera fires when the lidar's beam passes it
+                shots.append(Shot(camera, scene.ego.pose_at(moment), moment))
+        images += [view.image for view in render_shots(scene, shots, device)]
+        cam2global += [shot.ego2global @ shot.camera.cam2ego for shot in shots]
+    pairs = _labels(scene, preset, labels, device)
+    intrinsics = torch.stack([camera.intrinsics for camera in rig.values()])
+    return FrameStore(
+        images=torch.stack(images).unflatten(0, (len(times), -1)),
+        intrinsics=intrinsics.expand(len(times), -1, -1, -1).clone(),
+        cam2global=torch.stack(cam2global).unflatten(0, (len(times), -1)),
+        grid2global=torch.stack([scene.ego.pose_at(t) for t in times]),
+        previous=torch.arange(len(times)).sub(1).clamp_min(0),
+        tokens=[sample_token(scene, index) for index in range(len(times))],
+        semantics=torch.stack([semantics.to(device) for semantics, _ in pairs]),
+        instances=torch.stack([instances.to(device, torch.int16) for _, instances in pairs]),
+    )
+
+
+def drives_of(scenes: Iterable[Any], seconds: float | None = None, **options: Any) -> FrameStore:
+    """The drives of several scenes in one store.
+
+    Args:
+        scenes: `Scene`s, as other processes make them ahead of their use, for example.
+        seconds: stop after so long, one scene at least; None takes all.
+        options: of `drive_of`.
+
+    Raises:
+        ValueError: no scene.
+    """
+    began, drives = time.perf_counter(), []
+    for scene in scenes:
+        drives.append(drive_of(scene, **options))
+        if seconds is not None and time.perf_counter() - began > seconds:
+            break
+    return FrameStore.cat(drives)
+
+
+def _labels(scene: Any, preset: Preset, kind: str, device: torch.device | str) -> list[tuple[torch.Tensor, Any]]:
+    """Semantics and instances of every key frame."""
+    if kind == "exact":
+        found = [exact_labels(scene, t, preset, device) for t in scene.key_times]
+    elif kind == "accumulated":
+        from syntheocc.worlds.accumulate import Accumulation
+        from syntheocc.worlds.lidar import scan
+
+        accumulation = Accumulation.of(scene, [scan(scene, t) for t in scene.key_times])
+        found = [accumulation.labels(i, preset, unseen=False) for i in range(len(scene.key_times))]
+    else:
+        raise ValueError(f"labels are 'exact' or 'accumulated', not {kind!r}")
+    return [(grid.labels, torch.as_tensor(instances)) for grid, instances in found]
