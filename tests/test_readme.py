@@ -10,7 +10,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
-def test_the_notebook_example_runs_as_printed():
+def test_the_notebook_example_runs_as_printed(monkeypatch):
+    monkeypatch.chdir(ROOT)
     code = re.search(r"## In a notebook\n\n```python\n(.*?)```", README, re.S).group(1)
     names = {}
     exec(compile(code, "README.md", "exec"), names)
