@@ -49,6 +49,8 @@ class EvaluateConfig:
             raise ValueError(f"--metrics are some of {', '.join(METRICS)}; got {self.metrics!r}")
         if "flow" in self.names and self.labels != "openocc_v2":
             raise ValueError("flow is labelled in OpenOcc v2 only; give --labels=openocc_v2")
+        if self.device != "cpu" and self.device.split(":")[0] != "cuda":
+            raise ValueError(f"--device must be cpu or cuda, got {self.device!r}")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"--workers must be at least 1, got {self.workers}")
         if self.max_samples is not None and self.max_samples < 1:
@@ -150,11 +152,15 @@ def make_metrics(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _stamp(config: EvaluateConfig, definitions: Mapping[str, Any], part: Sequence[Sample]) -> str:
-    """Changes with whatever a part's counts depend on: settings, definitions, frames, origins and files."""
-    state: list[Any] = [config.settings(), definitions]
+    """Changes with whatever a part's counts depend on: version, settings, frames, origins, files."""
+    from syntheocc import __version__
+
+    state: list[Any] = [__version__, config.settings(), definitions]
     for sample in part:
         files = [os.stat(path) for path in (sample.pred, sample.gt)]
-        state.append([sample.token, sample.origins, sample.boxes, [[f.st_size, f.st_mtime_ns] for f in files]])
+        state.append(
+            [sample.token, sample.pred, sample.origins, sample.boxes, [[f.st_size, f.st_mtime_ns] for f in files]]
+        )
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
@@ -190,21 +196,45 @@ def _results(todo: Sequence[tuple], workers: int, local_rank: int) -> Iterable[i
         yield from (count_part(job, local_rank) for job in todo)
         return
     import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
 
-    # Spawned: a process that has used a GPU or numba's threads cannot be forked.
-    with multiprocessing.get_context("spawn").Pool(workers, _one_thread, (local_rank,)) as pool:
-        yield from pool.imap_unordered(count_part, todo)
+    # Spawned: a process that has used a GPU or numba's threads cannot be forked. No multiprocessing.Pool: it waits
+    # forever for the part of a worker that was killed.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _begin_worker, (local_rank,)) as pool:
+        running = [pool.submit(count_part, job) for job in todo]
+        try:
+            for done in as_completed(running):
+                yield done.result()
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "a worker process was killed, perhaps for want of memory; what is counted stays, and the same command "
+                f"goes on from there (with fewer --workers than {workers}, if memory was short)"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 _LOCAL_RANK = 0
 
 
-def _one_thread(local_rank: int) -> None:
+def _begin_worker(local_rank: int) -> None:
+    import multiprocessing
+    import threading
+
     import torch
 
     global _LOCAL_RANK
     _LOCAL_RANK = local_rank
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    """Ends this worker when its parent was killed, of which an executor tells it nothing: it would stay forever."""
+    parent.join()
+    os._exit(1)
 
 
 def count_part(job: tuple, local_rank: int | None = None) -> int:

@@ -41,9 +41,12 @@ def find_samples(config: "EvaluateConfig") -> tuple[list[Sample], list[str]]:
         raise ValueError(f"predictions {pred} are not a folder; give the one that holds <token>.npz")
     labels = _label_files(config)
     frames = _frames(config, labels)
+    unlisted: list[str] = []
     if frames is None:
-        # mIoU needs no poses: without infos, what has a prediction is what is scored.
-        tokens = [token for token, path in labels.items() if _prediction(pred, token, path.parent.parent.name)]
+        # mIoU needs no poses: without infos, what has a prediction is what is scored; the rest is only reported.
+        there = {token: _prediction(pred, token, path.parent.parent.name) for token, path in labels.items()}
+        tokens = [token for token, path in there.items() if path is not None]
+        unlisted = [token for token, path in there.items() if path is None]
     else:
         tokens = [frame.token for frame in frames]
     tokens = tokens[: config.max_samples]
@@ -91,7 +94,7 @@ def find_samples(config: "EvaluateConfig") -> tuple[list[Sample], list[str]]:
         for token, path in found.items()
         if path is not None
     ]
-    return samples, missing
+    return samples, missing + unlisted
 
 
 def _label_files(config: "EvaluateConfig") -> dict[str, Path]:

@@ -1,7 +1,11 @@
 """`syntheocc evaluate`: figures as by hand, resumed, in processes and ranks; errors that name the sample."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,6 +118,13 @@ def test_it_goes_on_where_it_stopped(folders, monkeypatch):
     (folders.out / "parts" / "part-00002.json").write_text("{half")
     run(config)
     assert counted[3:] == [2, 1] and folders.results() == first
+    # Other predictions count anew, even of the same size and time (unpacked from an archive).
+    copied = folders.root / "copied"
+    shutil.copytree(folders.pred, copied)
+    run(replace(config, pred=copied, out=folders.out))
+    assert counted[5:] == [2, 2, 1] and folders.results()["metrics"] == first["metrics"]
+    run(config)
+    del counted[5:]
     # A prediction that was made anew is counted anew, and so is everything under another mask.
     folders.write(0, semantics=folders.grids[0].labels.numpy())
     run(config)
@@ -132,6 +143,37 @@ def test_ranks_give_the_same(folders, launch, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert folders.results() == alone
     assert len(list((folders.out / "parts").iterdir())) == 3
+
+
+def test_more_ranks_than_parts(folders, launch):
+    run(folders.config(out=folders.root / "alone", metrics="miou"))
+    flags = [f"--pred={folders.pred}", f"--gt={folders.gt}", "--workers=1", "--metrics=miou", "--max_samples=2"]
+    done = launch("tests/commands/small_parts.py", *flags, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert folders.results()["frames"] == 2 and len(list((folders.out / "parts").iterdir())) == 1
+
+
+def test_a_worker_that_is_killed_ends_the_job(folders):
+    flags = [f"--pred={folders.pred}", f"--gt={folders.gt}", "--workers=2", "--metrics=miou"]
+    done = subprocess.run(
+        [sys.executable, "tests/commands/small_parts.py", *flags],
+        cwd=ROOT, env=os.environ | {"WORKER_DIES": "1"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2 and "a worker process was killed" in done.stderr
+
+
+def test_workers_end_with_a_job_that_is_killed(folders):
+    flags = [f"--pred={folders.pred}", f"--gt={folders.gt}", "--workers=2", "--metrics=miou"]
+    with subprocess.Popen(
+        [sys.executable, "tests/commands/small_parts.py", *flags],
+        cwd=ROOT, env=os.environ | {"WORKER_SLEEPS": "1"}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as job:  # fmt: skip
+        assert job.stdout.readline().strip() == "asleep"
+        job.kill()
+        # The pipe is closed once the workers, which hold it too, are gone.
+        _, written = job.communicate(timeout=60)
+    run(folders.config(metrics="miou"))
+    assert folders.results()["frames"] == COUNT, written
 
 
 def test_processes_from_the_command_line_give_the_same(folders, capsys, monkeypatch):
@@ -157,7 +199,9 @@ def test_other_layouts_and_no_poses_for_miou(folders):
         np.savez_compressed(target, pred=folders.preds[i].numpy())
     config = folders.config(pred=folders.root / "flashocc", metrics="miou", out=folders.out)
     run(config)
-    assert folders.results()["frames"] == 2
+    # Nothing says which were due, so the labelled frames without a prediction are no error, but they are told.
+    assert folders.results()["frames"] == 2 and folders.results()["missing"] == ["t2", "t3", "t4"]
+    assert "3 frames without prediction were left out, the first is t2" in (folders.out / "results.txt").read_text()
     with pytest.raises(ValueError, match="rayiou needs the poses of the drive: none of .*nuscenes_infos_val.pkl"):
         run(folders.config(metrics="rayiou"))
 
@@ -181,6 +225,7 @@ def test_missing_predictions_are_refused_or_left_out(folders):
         ({"pred": np.zeros((200, 200, 15), np.uint8)}, r"sample t1: .*t1.npz: .*shape \(200, 200, 15\)"),
         ({"pred": np.full(SHAPE, 18, np.uint8)}, "sample t1: .*t1.npz: .*class id 18"),
         ({"pred": np.zeros(SHAPE, np.float32)}, "sample t1: .*t1.npz: .*integers"),
+        ({"pred": np.full(SHAPE, 17).astype(object)}, "sample t1: .*t1.npz: cannot be read .*pickled"),
         ({"logits": np.zeros(3)}, "sample t1: .*t1.npz: lacks an array pred or semantics, has"),
         (
             {"pred": np.zeros(SHAPE, np.uint8), "instances": np.zeros(3, np.uint8)},
@@ -236,6 +281,7 @@ def test_flow_of_openocc(folders):
     [
         ({"metrics": "miou,map"}, "--metrics are some of miou, rayiou"),
         ({"metrics": ""}, "--metrics are some of"),
+        ({"device": "gpu"}, "--device must be cpu or cuda"),
         ({"workers": 0}, "--workers must be at least 1"),
         ({"max_samples": 0}, "--max_samples must be at least 1"),
     ],

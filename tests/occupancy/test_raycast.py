@@ -8,7 +8,7 @@ import torch
 
 from syntheocc.occupancy.grids import OCC3D_NUSCENES, GridSpec
 from syntheocc.occupancy.ops.mpi_lookup import has_module
-from syntheocc.occupancy.ops.raycast import traverse
+from syntheocc.occupancy.ops.raycast import traverse, voxel_rays
 from syntheocc.occupancy.rendering.raycast import cast_rays
 
 BACKENDS = [
@@ -108,6 +108,23 @@ def test_published_checksums_of_all_lidar_rays(backend, origin, hits, total, fla
     assert int((index * torch.tensor([3200, 16, 1])).sum()) == flat
     assert float(voxels.sum()) == pytest.approx(total, abs=0.1)
     assert float(voxels.max()) == pytest.approx(furthest, rel=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("origin", "hits", "total", "flat", "furthest"),
+    [
+        ((0.9858, 0.0, 1.8402), 1471, 992142.283, 4536855901, 142.65159606933594),
+        ((-21.37, 17.93, 1.2), 2030, 826683.809, 2405325321, 209.97760009765625),
+    ],
+)
+def test_published_checksums_in_the_metrics_coordinates(backend, origin, hits, total, flat, furthest):
+    """Origin and end point rounded as the published metric hands them over: every printed digit of the sums."""
+    lower, size = (-40.0, -40.0, -1.0), (0.4, 0.4, 0.4)
+    start, unit = voxel_rays(torch.tensor(origin, dtype=torch.float64), lidar_directions().double(), lower, size, True)
+    exit_t, index, hit = traverse(pattern((200, 200, 16), 1009), start.contiguous(), unit, backend)
+    assert int(hit.sum()) == hits and int((index * torch.tensor([3200, 16, 1])).sum()) == flat
+    assert round(float(exit_t.float().double().sum()), 3) == total and float(exit_t.float().max()) == furthest
 
 
 @pytest.mark.skipif(not has_module("numba"), reason="needs numba")

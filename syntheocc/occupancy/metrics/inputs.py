@@ -46,6 +46,8 @@ def as_labels(value: Any, taxonomy: Taxonomy, what: str, tokens: list[str], dims
     labels = as_batch(value, what, tokens, dims)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"{about(tokens, 0) if tokens else ''}{what} must hold integer class ids, got {labels.dtype}")
+    if labels.dtype == torch.int8:  # its comparison with 255 would be one with -1
+        labels = labels.short()
     if labels.dtype != torch.uint8:
         beyond = ((labels < 0) | (labels > 255)).reshape(len(labels), -1).any(1)
         if bool(beyond.any()):
@@ -68,8 +70,8 @@ def as_batch(value: Any, what: str, tokens: list[str], dims: int | None = 3) -> 
                 f"{about(tokens, bad) if tokens else ''}{what} has shape {shapes[bad]}, the first of the batch "
                 f"{shapes[0]}; they must match"
             )
-        value = torch.stack([_tensor(v) for v in value])
-    tensor = _tensor(value)
+        value = torch.stack([_tensor(v, what, tokens) for v in value])
+    tensor = _tensor(value, what, tokens)
     if dims is not None and tensor.ndim == dims:
         tensor = tensor[None]
     if dims is not None and tensor.ndim != dims + 1:
@@ -82,12 +84,14 @@ def as_batch(value: Any, what: str, tokens: list[str], dims: int | None = 3) -> 
     return tensor
 
 
-def _tensor(value: Any) -> Tensor:
+def _tensor(value: Any, what: str, tokens: list[str]) -> Tensor:
     if isinstance(value, Tensor):
-        return value
+        # torch computes with no unsigned integers but bytes.
+        known = value.dtype.is_signed or value.dtype in (torch.uint8, torch.bool)
+        return value if known else value.long()
     array = np.asarray(value)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"labels must be numbers, got an array of {array.dtype}")
+        raise ValueError(f"{about(tokens, 0) if tokens else ''}{what} must be numbers, got an array of {array.dtype}")
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)
     # torch wraps neither foreign byte orders nor negative strides, and warns of read-only memory.
@@ -109,6 +113,8 @@ def as_origins(origins: Any, frames: int, tokens: list[str]) -> tuple[Tensor, Te
     Raises:
         ValueError: shapes do not fit, a frame without an origin, or one that is NaN or infinite.
     """
+    if origins is None:
+        raise ValueError(f"{about(tokens, 0) if tokens else ''}ray origins are needed (see ray_origins), got None")
     single = isinstance(origins, np.ndarray | Tensor) and origins.ndim == 2
     parts = [origins] if single else list(origins)
     if frames == 1 and parts and not single and np.ndim(parts[0]) == 1:

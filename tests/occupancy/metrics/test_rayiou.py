@@ -179,6 +179,16 @@ def test_one_result_from_one_process_and_four_batches_of_one_and_seven():
     assert copy.frames == 14
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.int16, torch.uint16, torch.uint32, torch.uint64, ">i4", "u2"])
+def test_labels_of_any_integer_type(kind):
+    pred, gt, origins = small_frames(1)
+    whole, other = small_metric(), small_metric()
+    whole.update(pred, gt, origins)
+    labels = pred.numpy().astype(kind) if isinstance(kind, str) else pred.to(kind)
+    other.update(labels, gt.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0), origins)
+    assert torch.equal(whole.state["rays"], other.state["rays"])
+
+
 def test_states_are_a_few_kilobytes():
     metric = RayIoU()
     assert sum(value.numel() * value.element_size() for value in metric.state.values()) < 12_000
@@ -236,6 +246,9 @@ def test_openocc_has_sixteen_classes():
         ({"origins": torch.tensor([[0.0, float("nan"), 0.0]])}, "sample abc: ray origins hold NaN"),
         ({"origins": torch.zeros(0, 3)}, r"sample abc: ray origins must be \[O, 3\] with O at least 1"),
         ({"origins": [torch.zeros(1, 3)] * 2}, "origins of 2 frames for 1 grids"),
+        ({"origins": None}, "sample abc: ray origins are needed"),
+        ({"pred": np.array([None])}, "sample abc: the prediction must be numbers, got an array of object"),
+        ({"pred": torch.full((20, 25, 8), -1, dtype=torch.int8)}, "sample abc: .* must hold .* got -1..-1"),
         ({"tokens": ["a", "b"]}, "2 tokens for 1 frames"),
     ],
 )

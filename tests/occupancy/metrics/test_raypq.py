@@ -67,6 +67,17 @@ def test_an_instance_hit_with_two_classes_is_no_instance():
     assert result["RayPQ"] == 1.0
 
 
+def test_more_instances_than_a_byte_holds():
+    # The published code numbers them in a byte: 1 and 257 would be one.
+    gt, instances = runs((4, 40)), runs((1, 20), (257, 20))
+    result = counted(gt, runs((600, 20), (1, 20)), gt, instances, np.zeros(40))
+    assert result.per_class["car"]["tp@1"] == 2 and result["RayPQ"] == 1.0
+    spec = GridSpec((0.0, 0.0, 0.0), 1.0, (20, 20, 1))
+    cars = torch.full(spec.shape, 4, dtype=torch.uint8)
+    boxes = boxes_of(*(box((x + 0.5, y + 0.5, 0.5), (0.9, 0.9, 0.9), "car") for x in range(20) for y in range(20)))
+    assert len(panoptic_instances(OccupancyGrid(cars, spec, OCC3D_NUSCENES.taxonomy), boxes).unique()) == 400
+
+
 def test_rays_that_leave_the_truth_do_not_count():
     result = counted(runs((4, 40)), runs((1, 40)), runs((4, 20), (17, 20)), runs((1, 20), (0, 20)), np.zeros(40))
     assert result["RayPQ"] == 1.0

@@ -87,7 +87,7 @@ def test_bad_voxels_are_named(make):
         metric.update(gt, torch.stack([gt[0], gt[0] + 4]), tokens=["p", "q"])
     with pytest.raises(ValueError, match="integer class ids, got torch.float32"):
         metric.update(gt.float(), gt)
-    with pytest.raises(ValueError, match="labels must be numbers"):
+    with pytest.raises(ValueError, match="the prediction must be numbers"):
         metric.update(np.array(["a"]), gt)
     with pytest.raises(ValueError, match="3 tokens for 2 frames"):
         metric.update(gt, gt, tokens=["p", "q", "r"])
