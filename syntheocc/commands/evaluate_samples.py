@@ -53,6 +53,14 @@ def find_samples(config: "EvaluateConfig") -> tuple[list[Sample], list[str]]:
     if not tokens:
         raise ValueError(f"{pred}: holds no prediction of the {len(labels)} labelled frames; check its file names")
     unlabelled = [token for token in tokens if token not in labels]
+    if config.allow_missing and frames is not None:
+        # JSON tables list all samples; those that have neither a label nor a prediction are just not scored.
+        scenes = {frame.token: frame.scene or "unknown" for frame in frames}
+        unlisted = [token for token in unlabelled if _prediction(pred, token, scenes[token]) is None]
+        neither = set(unlisted)
+        if len(neither) < len(tokens):
+            tokens = [token for token in tokens if token not in neither]
+            unlabelled = [token for token in unlabelled if token not in neither]
     if unlabelled:
         raise ValueError(
             f"{len(unlabelled)} of {len(tokens)} frames have no labels.npz, the first is sample {unlabelled[0]}; "

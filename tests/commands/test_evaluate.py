@@ -206,6 +206,23 @@ def test_other_layouts_and_no_poses_for_miou(folders):
         run(folders.config(metrics="rayiou"))
 
 
+def test_what_has_neither_label_nor_prediction_can_be_left_out(folders):
+    for k in (1, 3):
+        occ3d_path(folders.gt / "gts", folders.frames[k]).unlink()
+    (folders.pred / "t1.npz").unlink()
+    with pytest.raises(ValueError, match="2 of 5 frames have no labels.npz, the first is sample t1"):
+        run(folders.config(metrics="miou"))
+    with pytest.raises(ValueError, match="1 of 4 frames have no labels.npz, the first is sample t3"):
+        run(folders.config(metrics="miou", allow_missing=True))
+    (folders.pred / "t3.npz").unlink()
+    run(folders.config(metrics="rayiou", allow_missing=True))
+    assert folders.results()["missing"] == ["t1", "t3"] and folders.results()["frames"] == 3
+    for path in folders.pred.iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="none of the 3 frames has a prediction"):
+        run(folders.config(metrics="miou", allow_missing=True))
+
+
 def test_missing_predictions_are_refused_or_left_out(folders):
     (folders.pred / "t3.npz").unlink()
     with pytest.raises(ValueError, match="1 of 5 frames have no prediction, the first is sample t3"):
