@@ -59,7 +59,8 @@ class CheckpointFolder:
         temporary = self._hidden(f"checkpoint-{step}", "tmp")
         temporary.mkdir()
         try:
-            yield temporary
+            with _write_errors(self.path(step)):
+                yield temporary
             _flush_tree(temporary)
             self._publish(temporary, self.path(step))
         except BaseException:
@@ -126,7 +127,8 @@ class CheckpointFolder:
         temporary = self._hidden("published", "tmp")
         temporary.mkdir()
         try:
-            write(temporary)
+            with _write_errors(self.root):
+                write(temporary)
             _flush_tree(temporary)
             for entry in sorted(temporary.iterdir(), key=lambda entry: (entry.is_file(), entry.name)):
                 self._publish(entry, self.root / entry.name)
@@ -161,6 +163,17 @@ class CheckpointFolder:
         surplus = [step for step in steps if step != saved][: len(steps) - self.limit]
         for step in surplus:
             self._discard(self.path(step), f"checkpoint-{step}")
+
+
+@contextmanager
+def _write_errors(target: Path) -> Iterator[None]:
+    """Safetensors has an error of its own for a full disk; here it becomes an OSError that names the target."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{target} cannot be written: {error}") from error
 
 
 def _flush_tree(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Batches for one rank, in an order that does not depend on the ranks, from datasets with unreadable samples."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,21 @@ def rank_loader(
         # A generator of its own: the loader would draw its workers' seeds from the global one, which is to resume.
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+@contextmanager
+def reading(loader: DataLoader) -> Iterator[Iterator[tuple[Any, list[BadSample]]]]:
+    """The loader's batches; its processes end with the block, after an error too.
+
+    A traceback may keep the iterator until the interpreter ends. That would send the readers one SIGTERM, which they
+    leave to the parent (`leave_signals_to_the_parent`), and wait for them forever.
+    """
+    batches = iter(loader)
+    try:
+        yield batches
+    finally:
+        if loader.num_workers:
+            batches._shutdown_workers()  # type: ignore[attr-defined] # what the iterator's own __del__ calls
 
 
 def to_device(batch: Any, device: Any) -> Any:

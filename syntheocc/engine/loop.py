@@ -17,7 +17,7 @@ Example, `fit.py`; `python fit.py` and `torchrun --standalone --nproc_per_node 2
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from syntheocc.engine.accelerating import make_accelerator
 from syntheocc.engine.batch import derive_batch, mix_seed
 from syntheocc.engine.checkpoints import CheckpointFolder
+from syntheocc.engine.claim import claimed
 from syntheocc.engine.ema import EMA
-from syntheocc.engine.loading import BadSample, RankBatches, batch_tokens, rank_loader, to_device
+from syntheocc.engine.loading import BadSample, RankBatches, batch_tokens, rank_loader, reading, to_device
 from syntheocc.engine.loop_config import LoopConfig
 from syntheocc.engine.loop_state import LoopState, check_agreement, checkpoint_to_resume, plain_settings
 from syntheocc.engine.optimizers import learning_rate_factor, make_optimizer, trained_parameters
@@ -110,7 +111,8 @@ def run_loop(
 
     Raises:
         ValueError: settings, batch sizes or checkpoints that do not fit; `output_dir` has checkpoints of another
-            run or later than the one to resume; every sample is unreadable; several losses in a row are not finite.
+            run or later than the one to resume, or another job writes there; every sample is unreadable; several
+            losses in a row are not finite.
 
     Files in `output_dir`: `log.jsonl` (one line a step: step, loss, lr and the module's scalars; a resumed run cuts it
     at its step), `bad_samples.jsonl`, `checkpoint-<step>/` with `training_state.safetensors` and `.json`,
@@ -121,12 +123,14 @@ def run_loop(
     loop = _Loop(
         config, accelerator, module, dataset, collate, sampler, save_model, validate, device_batch or to_device
     )
-    try:
-        loop.prepare(parameter_groups)
-        with StopSignals() as signals:
-            result = loop.run(signals)
-    finally:
-        loop.close()
+    loop.check()
+    with claimed(config.output_dir) if accelerator.is_main_process else nullcontext():
+        try:
+            loop.prepare(parameter_groups)
+            with StopSignals() as signals:
+                result = loop.run(signals)
+        finally:
+            loop.close()
     if own and accelerator.num_processes > 1:
         accelerator.end_training()
         accelerator.state._reset_state(True)
@@ -148,12 +152,10 @@ class _Loop:
     device_batch: Callable[[Any, Any], Any]
 
     def prepare(self, parameter_groups: Sequence[Mapping[str, Any]] | None) -> None:
-        """Check everything, then build and resume."""
+        """Build and resume."""
         config, accelerator, module = self.config, self.accelerator, self.module
-        self.main = accelerator.is_main_process
         self.trackers = Trackers([])
         self.model: Any = module
-        self._check()
         checkpoints = CheckpointFolder(config.output_dir, config.checkpoints_total_limit)
         if self.main:
             checkpoints.recover()
@@ -199,9 +201,10 @@ class _Loop:
             own = resumed is not None and resumed.parent.resolve() == config.output_dir.resolve()
             self.trackers = make_trackers(config, plain_settings(config), self.step if own else 0)
 
-    def _check(self) -> None:
-        """What can be wrong before anything is loaded."""
+    def check(self) -> None:
+        """What can be wrong before anything is loaded or written."""
         config, accelerator = self.config, self.accelerator
+        self.main = accelerator.is_main_process
         self.plan = derive_batch(config.global_batch_size, accelerator.num_processes, config.micro_batch_size)
         accelerator.gradient_accumulation_steps = self.plan.accumulation
         if len(self.dataset) != self.sampler.length:
@@ -220,9 +223,12 @@ class _Loop:
         """All steps that are left, with what is due between them."""
         from tqdm import tqdm
 
-        config, main, batches = self.config, self.main, iter(self.loader)
+        config, main = self.config, self.main
         self.signals = signals
-        with tqdm(total=config.max_train_steps, initial=self.step, desc="train", unit="step", disable=not main) as bar:
+        with (
+            reading(self.loader) as batches,
+            tqdm(total=config.max_train_steps, initial=self.step, desc="train", unit="step", disable=not main) as bar,
+        ):
             self.report = report = Reporter(self.accelerator, self.trackers, bar, config.output_dir)
             while self.step < config.max_train_steps and not self._stopped():
                 report.take(self._train_step(batches))
@@ -233,7 +239,6 @@ class _Loop:
                     report.flush()
                     self._save_checkpoint()
             report.flush()
-        del batches  # ends the reading processes
         finished = self.step >= config.max_train_steps
         if self.step != self.saved_step and (config.checkpointing_steps or not finished):
             if main and not finished:

@@ -64,6 +64,8 @@ class LoopConfig:
         _at_least(self, 1, "micro_batch_size", "checkpoints_total_limit")
         _at_least(self, 0, "seed", "lr_warmup_steps", "checkpointing_steps", "validation_steps")
         _at_least(self, 0, "dataloader_num_workers", "learning_rate", "adam_weight_decay", "max_grad_norm")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed is {self.seed}; it must be below 2^63")
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} is in [0, 1), got {getattr(self, name)}")

@@ -103,6 +103,11 @@ class LoopState:
                 f"global_batch_size was {state['global_batch_size']}, from here it is {self.config.global_batch_size}"
             )
         self.sampler.load_state_dict(state["sampler"])
+        if state.get("order", self.sampler.fingerprint()) != self.sampler.fingerprint():
+            raise ValueError(
+                f"{checkpoint}: was trained on other samples, or in another order of them; resume with the data and "
+                "the settings of the first run, or begin a new run from the trained weights"
+            )
         if not self.sharded:
             self._load_whole(checkpoint, state)
         return int(state["step"])
@@ -144,6 +149,7 @@ class LoopState:
             "format": _FORMAT,
             "step": step,
             "sampler": self.sampler.state_dict(),
+            "order": self.sampler.fingerprint(),
             "dataset_length": self.sampler.length,
             "seed": self.config.seed,
             "global_batch_size": self.config.global_batch_size,

@@ -110,6 +110,11 @@ class Reporter:
 
 
 def _tokens_in(path: Path) -> set[str]:
-    if not path.is_file():
-        return set()
-    return {json.loads(line)["token"] for line in path.read_bytes().splitlines() if line.endswith(b"}")}
+    """The tokens of a list of bad samples; lines that a full disk or a killed job cut short are passed over."""
+    tokens = set()
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            tokens.add(str(json.loads(line)["token"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return tokens

@@ -5,6 +5,8 @@ nothing is dropped and nothing padded. The position is counted in samples of all
 resume on another number of ranks.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,6 +23,7 @@ class EpochSampler:
         seed: of the shuffles; every epoch has its own.
         order: instead of a shuffle, a function epoch -> indices (class-balanced resampling draws with replacement).
             It must depend on nothing but the epoch. Epochs may differ in length.
+        names: of the samples, so that a run is not continued on others.
 
     Example:
         >>> sampler = EpochSampler(3, order=lambda epoch: [2, 0, 1])
@@ -32,12 +35,19 @@ class EpochSampler:
         {'epoch': 1, 'position': 1}
     """
 
-    def __init__(self, length: int, seed: int = 0, order: Callable[[int], Sequence[int]] | None = None):
+    def __init__(
+        self,
+        length: int,
+        seed: int = 0,
+        order: Callable[[int], Sequence[int]] | None = None,
+        names: Sequence[str] = (),
+    ):
         if length < 1:
             raise ValueError(f"a dataset of {length} samples has nothing to train on")
         self.length = length
         self.seed = seed
         self._order = order
+        self._names = list(names)
         self.epoch = 0
         self.position = 0
         self._cached: dict[int, list[int]] = {}
@@ -92,6 +102,11 @@ class EpochSampler:
         """Optimizer steps that see `epochs` epochs; the last one may take a few samples of the next epoch."""
         samples = sum(len(self.indices(epoch)) for epoch in range(epochs)) if self._order else epochs * self.length
         return -(-samples // global_batch_size)
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the present epoch's order and of the samples' names."""
+        text = json.dumps([self.indices(self.epoch), self._names])
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def state_dict(self) -> dict[str, int]:
         """Where the stream stands."""

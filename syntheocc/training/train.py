@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from syntheocc.engine.claim import claimed
 from syntheocc.engine.ranks import Ranks
 from syntheocc.engine.trackers import note
 from syntheocc.training.config import TrainConfig
@@ -40,7 +42,7 @@ def run(config: TrainConfig) -> int:
 
     clips = make_clips(frames, config.num_frames)
     order = ClassBalance([classes_of(clip) for clip in clips], config.seed) if config.use_cbgs else None
-    sampler = EpochSampler(len(clips), config.seed, order)
+    sampler = EpochSampler(len(clips), config.seed, order, [clip[0].token for clip in clips])
     global_batch, _ = config.batch_sizes(ranks.world)
     steps = config.max_train_steps or sampler.steps(config.num_train_epochs, global_batch)
     asked = config.mixed_precision
@@ -56,7 +58,9 @@ def run(config: TrainConfig) -> int:
         if unreadable:
             first = next(iter(unreadable.values()))
             note(f"{len(unreadable)} samples of the infos are left out, the first: {first}")
-    status = _train(config, ranks, accelerator, clips, sampler, files)
+    # Before anything is loaded or encoded: a folder that cannot be written, or that another job has.
+    with claimed(config.output_dir) if ranks.is_main else nullcontext():
+        status = _train(config, ranks, accelerator, clips, sampler, files)
     # Not after an error: a rank that is alone with it would wait for the others.
     if ranks.world > 1:
         accelerator.end_training()

@@ -80,7 +80,7 @@ class Validation:
             token = clip[0].token
             try:
                 picture = self._draw(pipe, clip)
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 note(f"validation sample {token} is left out: {error}")
                 continue
             save_picture(picture, folder / f"{token}.jpg", quality=90)

@@ -74,7 +74,7 @@ class Line(nn.Module):
         return {"loss": error.square().mean(), "error": error.mean()}
 
 
-def train(config, points=None, module=None, order=None, **options):
+def train(config, points=None, module=None, order=None, names=(), **options):
     """(result, module) of one run."""
     points = Points(config.num_points) if points is None else points
     module = Line(config) if module is None else module
@@ -83,7 +83,7 @@ def train(config, points=None, module=None, order=None, **options):
         module=module,
         dataset=points,
         collate=torch.utils.data.default_collate,
-        sampler=EpochSampler(len(points), config.seed, order),
+        sampler=EpochSampler(len(points), config.seed, order, names),
         save_model=lambda folder: save_file(trainable_state(module), folder / "model.safetensors"),
         **options,
     )

@@ -1,11 +1,14 @@
 import hashlib
 import random
+import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from syntheocc.engine.checkpoints import CheckpointFolder
 
@@ -145,3 +148,19 @@ def test_the_final_model_takes_the_place_of_an_older_one(tmp_path):
     assert names(tmp_path / "out") == ["checkpoint-1", "index.json", "unet"]
     assert names(tmp_path / "out" / "unet") == ["second.txt"]
     assert (tmp_path / "out" / "index.json").read_text() == "second"
+
+
+def test_a_disk_that_takes_no_more_is_an_error_that_names_the_checkpoint(tmp_path):
+    def write(folder):
+        save_file({"a": torch.zeros(10_000)}, folder / "weights.safetensors")
+
+    checkpoints = CheckpointFolder(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for save in (lambda: checkpoints.save(3, write), lambda: checkpoints.publish(write)):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        try:
+            with pytest.raises(OSError, match=f"{tmp_path}.* cannot be written: .*too large"):
+                save()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []

@@ -1,3 +1,5 @@
+import multiprocessing
+
 import pytest
 import torch
 from line_problem import Line, LineConfig, Points, train
@@ -140,3 +142,34 @@ def test_an_error_in_saving_leaves_the_former_checkpoint(tmp_path):
             save_model=save_model,
         )
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoint-2", "log.jsonl"]
+
+
+def test_a_run_on_other_samples_or_in_another_order_is_not_continued(trained, tmp_path):
+    more = config(tmp_path, max_train_steps=6, resume_from_checkpoint=str(trained / "checkpoint-2"))
+    with pytest.raises(ValueError, match="checkpoint-2: was trained on other samples, or in another order"):
+        train(more, order=lambda epoch: list(range(10)))  # as --use_cbgs, switched on in the middle
+    with pytest.raises(ValueError, match="checkpoint-2: was trained on other samples, or in another order"):
+        train(more, names=[f"another-{i}" for i in range(10)])
+
+
+def test_an_error_ends_the_reading_processes(tmp_path):
+    """The traceback keeps the readers' iterator; at the interpreter's end they would be waited for forever."""
+    settings = config(tmp_path, max_train_steps=9, dataloader_num_workers=2)
+    with pytest.raises(ValueError, match="not finite") as kept:
+        train(settings, points=Points(10, spoilt=range(10)))
+    assert multiprocessing.active_children() == [], kept
+    with pytest.raises(ValueError, match="none of the dataset's 10 samples can be read"):
+        train(config(tmp_path / "bad", dataloader_num_workers=2), points=Points(10, bad=range(10)))
+    assert multiprocessing.active_children() == []
+
+
+def test_a_list_of_bad_samples_with_damaged_lines_does_not_stop_a_run(tmp_path):
+    listed = tmp_path / "bad_samples.jsonl"  # a disk was full for a while
+    listed.write_text(
+        '{"token": "point-1", "rea{"token": "point-2", "reason": "torn page"}\n{"token": "point-3"}\n3}\n'
+    )
+    train(config(tmp_path, max_train_steps=6), points=Points(10, bad=[3, 4]))
+    assert [line for line in listed.read_text().splitlines() if "point-4" in line or "point-3" in line] == [
+        '{"token": "point-3"}',
+        '{"token": "point-4", "reason": "torn page"}',
+    ]
