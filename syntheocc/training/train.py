@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from syntheocc.engine.claim import claimed
 from syntheocc.engine.ranks import Ranks
-from syntheocc.engine.trackers import note
+from syntheocc.engine.trackers import note, tracker_names
 from syntheocc.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ def run(config: TrainConfig) -> int:
     frames, unreadable = config.read_frames()
     files = _check_conditions(config)
     _quiet_loading()
+    from syntheocc.engine.checkpoints import CheckpointFolder
     from syntheocc.engine.loop import make_accelerator
+    from syntheocc.engine.loop_state import checkpoint_to_resume
     from syntheocc.engine.samplers import EpochSampler
     from syntheocc.training.cbgs import ClassBalance, classes_of
     from syntheocc.training.dataset import make_clips
@@ -58,8 +60,13 @@ def run(config: TrainConfig) -> int:
         if unreadable:
             first = next(iter(unreadable.values()))
             note(f"{len(unreadable)} samples of the infos are left out, the first: {first}")
-    # Before anything is loaded or encoded: a folder that cannot be written, or that another job has.
+    tracker_names(config.report_to)
+    # Before anything is loaded or encoded: a folder that cannot be written, or that another job or run has.
     with claimed(config.output_dir) if ranks.is_main else nullcontext():
+        if ranks.is_main:
+            checkpoints = CheckpointFolder(config.output_dir)
+            checkpoints.recover()
+            checkpoint_to_resume(checkpoints, config.resume_from_checkpoint)
         status = _train(config, ranks, accelerator, clips, sampler, files)
     # Not after an error: a rank that is alone with it would wait for the others.
     if ranks.world > 1:

@@ -161,6 +161,16 @@ def test_what_is_missing_is_said_before_training(changes, message, street):
     assert not (street.root / "out" / "log.jsonl").exists()
 
 
+def test_a_tracker_and_a_folder_that_will_not_do_are_refused_before_latents_are_encoded(street):
+    out = street.root / "out"
+    with pytest.raises(ValueError, match="'paper' is no tracker"):
+        run(street.config(cache_latents=True, report_to="paper"))
+    (out / "checkpoint-7").mkdir(parents=True)
+    with pytest.raises(ValueError, match="checkpoints of an earlier run .checkpoint-7."):
+        run(street.config(cache_latents=True))
+    assert not (out / "latents").exists()
+
+
 def test_mpi_files_of_another_size_are_refused(street):
     settings = {"dataroot_path": street.root, "info_path": (str(street.info),), "occ_kind": "syntheocc_coarse"}
     write_mpis(MPIConfig(**settings, mtp_path="mpis", height=8, width=6, num_planes=(256,), max_samples=1))
