@@ -1,7 +1,5 @@
 """The table of mode `arms`: every training's scores, and the differences that the plan asks about."""
 
-import shlex
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -86,13 +84,7 @@ def summarise(
                 )
     report = {
         "benchmark": "controllability arms",
-        "chip": torch.cuda.get_device_name() if torch.cuda.is_available() else reporting.cpu_name(),
-        "torch": torch.__version__,
-        "commit": args.commit or reporting.commit(),
-        "command": shlex.join(
-            ["python", *reporting.without(sys.argv, ("--output", "--commit", "--judge", "--cache"))]
-        ),
-        "split": args.split,
+        **reporting.provenance(args),
         "scenes": len(numbers),
         **facts,
         "rows": rows,

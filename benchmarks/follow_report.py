@@ -1,9 +1,7 @@
 """From the counts of all ranks to the tables and the JSON of mode `evaluate`."""
 
 import math
-import shlex
 import statistics
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -66,13 +64,7 @@ def summarise(args: Namespace, gathered: list[Any], reference: Tensor, facts: di
     draws = Resamples(len(scenes), args.resamples, seed=0)
     report: dict[str, Any] = {
         "benchmark": "controllability evaluate",
-        "chip": torch.cuda.get_device_name() if torch.cuda.is_available() else reporting.cpu_name(),
-        "torch": torch.__version__,
-        "commit": args.commit or reporting.commit(),
-        "command": shlex.join(
-            ["python", *reporting.without(sys.argv, ("--output", "--commit", "--judge", "--cache"))]
-        ),
-        "split": args.split,
+        **reporting.provenance(args),
         "scenes": len(scenes),
         "sampler": {
             "steps": args.steps,

@@ -41,7 +41,7 @@ def device_of(ranks: Ranks, name: str | None) -> torch.device:
 
 @contextmanager
 def kept_going(what: str, failures: list[str]) -> Iterator[None]:
-    """Note and print an error of one part of a run on a rented machine, instead of losing the parts that are done."""
+    """Note and print an error of one part of a run instead of losing the parts that are done."""
     try:
         yield
     except Exception as error:

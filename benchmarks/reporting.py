@@ -1,8 +1,13 @@
 """What every benchmark writes beside its figures: the chip's name, the commit, the command."""
 
 import platform
+import shlex
 import subprocess
+import sys
+from argparse import Namespace
 from pathlib import Path
+
+import torch
 
 
 def cpu_name() -> str:
@@ -25,3 +30,15 @@ def commit() -> str | None:
     except FileNotFoundError:
         return None
     return run.stdout.strip() if run.returncode == 0 else None
+
+
+def provenance(args: Namespace) -> dict[str, str | None]:
+    """Chip, torch, commit, command (without the paths of this machine) and split of a controllability run."""
+    private = ("--output", "--commit", "--judge", "--cache")
+    return {
+        "chip": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+        "torch": torch.__version__,
+        "commit": args.commit or commit(),
+        "command": shlex.join(["python", *without(sys.argv, private)]),
+        "split": args.split,
+    }

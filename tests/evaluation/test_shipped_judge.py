@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from syntheocc.evaluation.judge import Judge
@@ -16,8 +15,6 @@ FOLDER = Path(__file__).resolve().parents[2] / "ckp" / "judge"
 
 
 def test_it_is_small_and_sees_what_is_there():
-    if not FOLDER.is_dir():
-        pytest.skip("no ckp/judge in this checkout")
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 2e6
     judge = Judge.from_pretrained(FOLDER)
     scene = make_scene(123, split="val", weather="clear", light="day")
