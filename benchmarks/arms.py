@@ -142,7 +142,7 @@ def make_step(arm: str, seed: int, shared: SyntheOccPipeline, args: Namespace, s
     if device.type == "cuda":
         step.unet.to(memory_format=torch.channels_last)
         step.controlnet.to(memory_format=torch.channels_last)
-    return step
+    return step.to(device)  # its own tables too
 
 
 def train(step: ArmStep, arm: str, lessons: Lessons, args: Namespace, stop: int, say: Any) -> tuple[EMA, list[float]]:
