@@ -30,7 +30,9 @@ _TRUE = {"true", "1", "yes", "on"}
 _FALSE = {"false", "0", "no", "off"}
 
 
-def flag(default: Any, help: str, env: str | tuple[str, ...] = (), ignored: bool = False) -> Any:
+def flag(
+    default: Any, help: str, env: str | tuple[str, ...] = (), ignored: bool = False, aliases: tuple[str, ...] = ()
+) -> Any:
     """A dataclass field with a help text and, optionally, environment variables that replace its default.
 
     Args:
@@ -39,9 +41,11 @@ def flag(default: Any, help: str, env: str | tuple[str, ...] = (), ignored: bool
         env: templates such as ``"$OUTPUT_DIR"`` or ``"./ckp/$EXP_NAME"``; the first one whose variables are all set
             and not empty gives the default. A flag on the command line wins over the environment.
         ignored: the flag is only accepted; ``--help`` names such flags together, after those that do something.
+        aliases: other names of the flag, as other programs call it.
     """
     templates = (env,) if isinstance(env, str) else tuple(env)
-    return dataclasses.field(default=default, metadata={"help": help, "env": templates, "ignored": ignored})
+    metadata = {"help": help, "env": templates, "ignored": ignored, "aliases": aliases}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def from_environment(templates: Sequence[str], environ: Mapping[str, str]) -> str | None:
@@ -138,7 +142,8 @@ def _add_flag(
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         text = f"{text} (default: {shown})"
     options["help"] = argparse.SUPPRESS if field.metadata.get("ignored") else text.replace("%", "%%")
-    parser.add_argument(f"--{field.name}", **options)
+    names = (field.name, *field.metadata.get("aliases", ()))
+    parser.add_argument(*(f"--{name}" for name in names), **options)
 
 
 def _placeholder(hint: Any, choices: tuple | None, is_switch: bool) -> str:

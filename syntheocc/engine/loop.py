@@ -182,13 +182,6 @@ class _Loop:
         self.step = self.state.load(resumed) if resumed is not None else 0
         self.saved_step = self.step if resumed is not None else -1
 
-        self.factor = learning_rate_factor(
-            config.lr_scheduler,
-            config.lr_warmup_steps,
-            config.max_train_steps,
-            config.lr_num_cycles,
-            config.lr_power,
-        )
         self.loader = rank_loader(
             self.dataset,
             self.collate,
@@ -213,6 +206,17 @@ class _Loop:
                 "sampler with len(dataset)"
             )
         tracker_names(config.report_to)
+        self.factor = learning_rate_factor(
+            config.lr_scheduler,
+            config.lr_warmup_steps,
+            config.max_train_steps,
+            config.lr_num_cycles,
+            config.lr_power,
+            warmup_start=config.lr_warmup_start,
+            end=config.lr_end,
+            milestones=config.lr_milestones,
+            decay=config.lr_decay,
+        )
         if config.lr_scheduler == "constant" and config.lr_warmup_steps and self.main:
             note(
                 f"lr_warmup_steps={config.lr_warmup_steps} is not used by lr_scheduler=constant; "

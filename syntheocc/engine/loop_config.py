@@ -1,12 +1,15 @@
 """The settings of a training loop, as a dataclass that trainers extend with their own flags."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from syntheocc.engine.flags import flag
 
-LRScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+LRScheduler = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "step"
+]
 
 
 @dataclass(kw_only=True)
@@ -27,9 +30,13 @@ class LoopConfig:
 
     learning_rate: float = flag(2e-5, "learning rate after warm-up")
     lr_scheduler: LRScheduler = flag("constant", "schedule of the learning rate")
-    lr_warmup_steps: int = flag(0, "steps over which the learning rate rises from 0; 'constant' has none")
+    lr_warmup_steps: int = flag(0, "steps over which the learning rate rises; 'constant' has none")
+    lr_warmup_start: float = flag(0.0, "share of the learning rate at which it begins to rise")
     lr_num_cycles: int = flag(1, "restarts of cosine_with_restarts")
     lr_power: float = flag(1.0, "power of polynomial")
+    lr_milestones: tuple[int, ...] = flag((), "steps after each of which 'step' multiplies the rate by lr_decay")
+    lr_decay: float = flag(0.1, "factor of 'step'")
+    lr_end: float = flag(0.0, "share of the learning rate at which linear, cosine and polynomial end")
     use_8bit_adam: bool = flag(False, "AdamW with 8-bit states (needs bitsandbytes)")
     adam_beta1: float = flag(0.9, "decay of AdamW's first moment")
     adam_beta2: float = flag(0.999, "decay of AdamW's second moment")
@@ -69,6 +76,11 @@ class LoopConfig:
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} is in [0, 1), got {getattr(self, name)}")
+        for name in ("lr_warmup_start", "lr_decay", "lr_end"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is in [0, 1], got {getattr(self, name)}")
+        if any(not low < high for low, high in pairwise((0, *self.lr_milestones))):
+            raise ValueError(f"lr_milestones are steps in ascending order, got {self.lr_milestones}")
         if not self.adam_epsilon > 0.0:
             raise ValueError(f"adam_epsilon is above 0, got {self.adam_epsilon}")
 

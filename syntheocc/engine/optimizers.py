@@ -11,13 +11,26 @@ from syntheocc.engine.loop_config import LoopConfig
 
 
 def learning_rate_factor(
-    name: str, warmup_steps: int, max_steps: int, num_cycles: int = 1, power: float = 1.0
+    name: str,
+    warmup_steps: int,
+    max_steps: int,
+    num_cycles: int = 1,
+    power: float = 1.0,
+    *,
+    warmup_start: float = 0.0,
+    end: float = 0.0,
+    milestones: Sequence[int] = (),
+    decay: float = 0.1,
 ) -> Callable[[int], float]:
     """The function step -> factor of the learning rate (step 0 is the first), with diffusers' names and formulas.
 
-    All but "constant" rise linearly from 0 over `warmup_steps`, then: "constant_with_warmup" stays at 1; "linear",
-    "cosine" (half a wave) and "polynomial" fall to 0 at `max_steps` ("polynomial" as (1 - progress)^power, to
-    1e-7 / learning rate in diffusers, 0 here); "cosine_with_restarts" falls `num_cycles` times.
+    All but "constant" rise linearly over `warmup_steps`, from `warmup_start`, then: "constant_with_warmup" stays at 1;
+    "linear", "cosine" (half a wave) and "polynomial" fall to `end` at `max_steps` ("polynomial" as
+    (1 - progress)^power; diffusers' ends at 1e-7 / learning rate); "cosine_with_restarts" falls to 0 `num_cycles`
+    times; "step" is multiplied by `decay` at each of `milestones`.
+
+    Raises:
+        ValueError: no such schedule, or "step" without milestones.
 
     Example:
         >>> factor = learning_rate_factor("linear", warmup_steps=2, max_steps=6)
@@ -27,22 +40,25 @@ def learning_rate_factor(
     after_warmup: dict[str, Callable[[float], float]] = {
         "constant": lambda progress: 1.0,
         "constant_with_warmup": lambda progress: 1.0,
-        "linear": lambda progress: 1.0 - progress,
-        "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+        "linear": lambda progress: 1.0 - (1.0 - end) * progress,
+        "cosine": lambda progress: end + (1.0 - end) * 0.5 * (1.0 + math.cos(math.pi * progress)),
         "cosine_with_restarts": lambda progress: (
             0.5 * (1.0 + math.cos(math.pi * ((num_cycles * progress) % 1.0))) if progress < 1.0 else 0.0
         ),
-        "polynomial": lambda progress: (1.0 - progress) ** power,
+        "polynomial": lambda progress: end + (1.0 - end) * (1.0 - progress) ** power,
     }
-    if name not in after_warmup:
-        raise ValueError(f"{name!r} is no schedule of the learning rate; known are {', '.join(after_warmup)}")
-    shape = after_warmup[name]
+    if name not in after_warmup and name != "step":
+        raise ValueError(f"{name!r} is no schedule of the learning rate; known are {', '.join(after_warmup)}, step")
+    if name == "step" and not milestones:
+        raise ValueError("lr_scheduler=step needs lr_milestones, the steps after which the learning rate drops")
     warmup_steps = 0 if name == "constant" else warmup_steps
 
     def factor(step: int) -> float:
         if step < warmup_steps:
-            return step / warmup_steps
-        return shape(min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps)))
+            return warmup_start + (1.0 - warmup_start) * step / warmup_steps
+        if name == "step":
+            return decay ** sum(step >= milestone for milestone in milestones)
+        return after_warmup[name](min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps)))
 
     return factor
 

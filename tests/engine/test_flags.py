@@ -16,7 +16,7 @@ class Job:
     use_cbgs: bool = flag(False, "balance")
     mixed_precision: Literal["no", "fp16", "bf16"] = flag("no", "precision")
     variant: str | None = flag(None, "weights")
-    planes: tuple[int, ...] = flag((256, 96), "planes")
+    planes: tuple[int, ...] = flag((256, 96), "planes", aliases=("layers", "num-layers"))
     save: Path = flag(Path("out"), "folder", env=("$SAVE_IMG_DIR", "./ckp/$EXP_NAME/samples"))
 
     def __post_init__(self):
@@ -40,6 +40,10 @@ def test_switches_take_both_published_spellings(argv, expected):
 def test_types_come_from_the_dataclass():
     job = parse("--seed=5", "--cfg_scale=7", "--mixed_precision=fp16", "--variant=fp16", "--planes=96", "--save", "x")
     assert job == Job(seed=5, cfg_scale=7.0, mixed_precision="fp16", variant="fp16", planes=(96,), save=Path("x"))
+
+
+def test_a_flag_has_other_names():
+    assert parse("--layers=3,4").planes == (3, 4) and parse("--num-layers=5").planes == (5,)
 
 
 def test_a_flag_wins_over_the_environment_and_that_over_the_default():

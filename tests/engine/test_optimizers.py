@@ -22,8 +22,21 @@ def test_schedules_by_hand():
     half = math.sqrt(0.5)
     assert curve("cosine", 7) == pytest.approx([0, 0.5, 1, (1 + half) / 2, 0.5, (1 - half) / 2, 0])
     assert curve("cosine_with_restarts", 7, num_cycles=2) == pytest.approx([0, 0.5, 1, 0.5, 1, 0.5, 0])
-    with pytest.raises(ValueError, match="'step' is no schedule.*cosine"):
+    assert curve("step", 7, milestones=(4, 6), decay=0.2) == pytest.approx([0, 0.5, 1, 1, 0.2, 0.2, 0.04])
+    with pytest.raises(ValueError, match="'steps' is no schedule.*cosine.*step"):
+        learning_rate_factor("steps", 0, 1)
+    with pytest.raises(ValueError, match="lr_milestones"):
         learning_rate_factor("step", 0, 1)
+
+
+def test_a_schedule_begins_and_ends_where_it_is_told():
+    assert curve("linear", 8, warmup_start=0.5, end=0.2) == pytest.approx([0.5, 0.75, 1, 0.8, 0.6, 0.4, 0.2, 0.2])
+    assert curve("polynomial", 7, end=0.2) == pytest.approx(curve("linear", 7, end=0.2))
+    assert curve("cosine", 7, end=0.2)[2::2] == pytest.approx([1, 0.6, 0.2])
+    with pytest.raises(ValueError, match="lr_milestones are steps in ascending order"):
+        LoopConfig(lr_milestones=(4, 4))
+    with pytest.raises(ValueError, match="lr_end is in"):
+        LoopConfig(lr_end=1.5)
 
 
 @pytest.mark.parametrize("name", ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts"])
