@@ -9,14 +9,9 @@ import numpy as np
 
 from syntheocc.occupancy.data.frames import DETECTION_CLASSES, Boxes
 from syntheocc.occupancy.grids import OCC3D_NUSCENES, OccupancyGrid
+from syntheocc.occupancy.losses import OCC3D_COUNTS
 
 __all__ = ["OCC3D_COUNTS", "class_shares", "distances_of", "histogram", "occ3d_shares"]
-
-# Voxels of Occ3D-nuScenes' training set by class, others first (specs/occflownet_splattingocc.md 3.3).
-OCC3D_COUNTS = (
-    1163161, 2309034, 188743, 2997643, 20317180, 852476, 243808, 2457947, 497017, 2731022, 7224789, 214411435, 5565043,
-    63191967, 76098082, 128860031, 141625221,
-)  # fmt: skip
 
 
 def occ3d_shares() -> np.ndarray:
