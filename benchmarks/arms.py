@@ -4,6 +4,7 @@ Trainings are shared by the ranks; all see the same frames, batches, noise and n
 kept in the output folder and not done again. The plan and its hypotheses are in docs/controllability.md.
 """
 
+import copy
 import math
 import time
 from argparse import Namespace
@@ -28,6 +29,7 @@ from syntheocc.engine.ranks import Ranks
 from syntheocc.evaluation.report import write_strip
 from syntheocc.occupancy.rendering.mpi import PlaneSpec, SemanticMPI
 from syntheocc.occupancy.taxonomy import SYNTHEOCC_TAXONOMY as TABLE
+from syntheocc.training.acceleration import prepare_for_training
 from syntheocc.training.batch import TrainingBatch
 from syntheocc.training.dropout import ConditionDropout
 from syntheocc.training.step import Draws, SyntheOccStep
@@ -129,7 +131,7 @@ def make_step(arm: str, seed: int, shared: SyntheOccPipeline, args: Namespace, s
         unet.to(device),
         controlnet.to(device),
         None,
-        shared.text_encoder,
+        copy.deepcopy(shared.text_encoder),  # which becomes bfloat16; the pipeline's own does not
         noise,
         dropout=ConditionDropout(),
         empty_input_ids=empty[0],
@@ -139,10 +141,9 @@ def make_step(arm: str, seed: int, shared: SyntheOccPipeline, args: Namespace, s
     step.requires_grad_(False)
     step.unet.requires_grad_(True)
     step.controlnet.requires_grad_(True)
-    if device.type == "cuda":
-        step.unet.to(memory_format=torch.channels_last)
-        step.controlnet.to(memory_format=torch.channels_last)
-    return step.to(device)  # its own tables too
+    on_gpu = device.type == "cuda"
+    step.to(device)
+    return prepare_for_training(step, torch.bfloat16 if on_gpu else torch.float32, channels_last=on_gpu)
 
 
 def train(step: ArmStep, arm: str, lessons: Lessons, args: Namespace, stop: int, say: Any) -> tuple[EMA, list[float]]:
@@ -179,8 +180,7 @@ def train(step: ArmStep, arm: str, lessons: Lessons, args: Namespace, stop: int,
             nearest=lessons.nearest[here],
             nearest_plane=lessons.nearest_plane[here],
         )
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            loss = step(batch, i, list(range(args.train_batch)))["loss"]
+        loss = step(batch, i, list(range(args.train_batch)))["loss"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), CLIP)
@@ -195,14 +195,18 @@ def train(step: ArmStep, arm: str, lessons: Lessons, args: Namespace, stop: int,
     return ema, tenths
 
 
-def pipeline_of(step: ArmStep, shared: SyntheOccPipeline) -> SyntheOccPipeline:
-    """The arm's networks with the shared VAE, text encoder and sampler."""
+def pipeline_of(step: ArmStep, arm: str, shared: SyntheOccPipeline, smoke: bool) -> SyntheOccPipeline:
+    """The arm's weights in networks laid out as usual, with the shared VAE, text encoder and sampler."""
+    unet, controlnet = networks(arm, step.seed, shared, smoke)
+    for network, trained in ((unet, step.unet), (controlnet, step.controlnet)):
+        network.load_state_dict(trained.state_dict())
+        network.to(step.device, memory_format=torch.channels_last).eval()
     pipe = SyntheOccPipeline(
         vae=shared.vae,
         text_encoder=shared.text_encoder,
         tokenizer=shared.tokenizer,
-        unet=step.unet.eval(),
-        controlnet=step.controlnet.eval(),
+        unet=unet,
+        controlnet=controlnet,
         scheduler=type(shared.scheduler).from_config(shared.scheduler.config),
     )
     pipe.set_progress_bar_config(disable=True)
@@ -306,9 +310,8 @@ def steps_that_fit(
         started = time.monotonic()
         train(step, arm, lessons, args, timed, lambda text: None)
         stepping += (time.monotonic() - started) / timed
-        drawer = Drawer(
-            pipeline_of(step, shared), args.steps, args.guidance_scale, args.mpi_guidance_scale, args.batch
-        )
+        pipe = pipeline_of(step, arm, shared, args.smoke)
+        drawer = Drawer(pipe, args.steps, args.guidance_scale, args.mpi_guidance_scale, args.batch)
         examine(drawer, arm, exam, scorer, min(2, len(exam.captions)))
         started = time.monotonic()
         one = min(args.batch, len(exam.captions))
@@ -423,7 +426,8 @@ def one_training(
     ema, losses = train(step, arm, lessons, args, steps, say)
     trained = time.monotonic() - started
     ema.copy_to()
-    drawer = Drawer(pipeline_of(step, shared), args.steps, args.guidance_scale, args.mpi_guidance_scale, args.batch)
+    pipe = pipeline_of(step, arm, shared, args.smoke)
+    drawer = Drawer(pipe, args.steps, args.guidance_scale, args.mpi_guidance_scale, args.batch)
     counts, features, first = examine(drawer, arm, exam, scorer)
     kept = {"counts": torch.stack(counts).int(), "features": torch.stack(features)}
     save_file(kept, folder / "scores.safetensors")
