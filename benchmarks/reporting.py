@@ -1,5 +1,6 @@
 """What every benchmark writes beside its figures: the chip's name, the commit, the command."""
 
+import os
 import platform
 import shlex
 import subprocess
@@ -24,12 +25,13 @@ def without(arguments: list[str], options: tuple[str, ...]) -> list[str]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, None where there is no git."""
+    """The checkout's commit; where there is no git, what SYNTHEOCC_COMMIT says, or None."""
+    told = os.environ.get("SYNTHEOCC_COMMIT")
     try:
         run = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
     except FileNotFoundError:
-        return None
-    return run.stdout.strip() if run.returncode == 0 else None
+        return told
+    return run.stdout.strip() if run.returncode == 0 else told
 
 
 def provenance(args: Namespace) -> dict[str, str | None]:
