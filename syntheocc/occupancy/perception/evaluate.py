@@ -1,4 +1,6 @@
-"""Predict and score: ``python -m syntheocc.occupancy.perception.evaluate --weights=FOLDER --output_dir=FOLDER``.
+"""Predict and score: ``syntheocc occupancy eval --weights=FOLDER --output_dir=FOLDER``.
+
+Also ``python -m syntheocc.occupancy.perception.evaluate`` with the same flags.
 
 Prints and writes (results.json, results.txt in `output_dir`) mIoU and RayIoU, and RayPQ of a panoptic model. Counts
 are integers and the test-time model draws nothing: two evaluations of the same weights on one CPU agree exactly.
@@ -6,13 +8,12 @@ are integers and the test-time model draws nothing: two evaluations of the same 
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from syntheocc.engine.files import atomic_write_json, atomic_write_text, read_npz
-from syntheocc.engine.flags import flag, parse_flags
+from syntheocc.engine.flags import parse_flags
 from syntheocc.engine.ranks import Ranks
 from syntheocc.occupancy.grids import OccupancyGrid
 from syntheocc.occupancy.metrics import (
@@ -24,32 +25,12 @@ from syntheocc.occupancy.metrics import (
     panoptic_instances,
     scene_origins,
 )
-from syntheocc.occupancy.perception.predict import PredictConfig, predict
-from syntheocc.occupancy.perception.sparseocc.storage import read_folder
+from syntheocc.occupancy.perception.predict import predict
+from syntheocc.occupancy.perception.registry import load_model
+from syntheocc.occupancy.perception.settings import EvaluateConfig
 from syntheocc.occupancy.taxonomy import UNKNOWN
 
 __all__ = ["EvaluateConfig", "evaluate"]
-
-METRICS = ("miou", "rayiou", "raypq")
-
-
-@dataclass(kw_only=True)
-class EvaluateConfig(PredictConfig):
-    """Settings of an evaluation.
-
-    Raises:
-        ValueError: a metric that there is not; see also `PredictConfig`.
-    """
-
-    metrics: tuple[str, ...] = flag(("miou", "rayiou"), f"which of {', '.join(METRICS)}")
-    mask: Literal["camera", "lidar", "none"] = flag("camera", "mIoU counts voxels that this sensor observed")
-    allow_unreadable: bool = flag(False, "score without the samples that cannot be read, instead of refusing")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        unknown = [name for name in self.metrics if name not in METRICS]
-        if unknown or not self.metrics:
-            raise ValueError(f"metrics are some of {', '.join(METRICS)}; got {','.join(self.metrics) or 'none'}")
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, MetricResult]:
@@ -62,14 +43,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, MetricResult]:
         ValueError: samples that cannot be read (unless `allow_unreadable`), labels that are missing or of another grid
             than the model's, RayPQ of a model that tells no objects apart.
     """
-    model, _ = read_folder(config.weights)
+    loaded = load_model(config)
+    model = loaded[1].config
     mask = None if config.mask == "none" else config.mask
     labels = config.reader()
     if labels.preset != (model.grid, model.taxonomy):
         raise ValueError(f"{config.weights} predicts another grid or other classes than {config.labels} labels have")
     if "raypq" in config.metrics and not model.panoptic:
         raise ValueError(f"{config.weights} tells no objects apart, so it has no RayPQ; leave raypq out")
-    bad = predict(config)
+    bad = predict(config, loaded)
     if not Ranks.from_environment().is_main:
         return {}
     if bad and not config.allow_unreadable:

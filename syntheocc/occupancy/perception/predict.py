@@ -1,4 +1,6 @@
-"""Predict occupancy: ``python -m syntheocc.occupancy.perception.predict --weights=FOLDER --output_dir=FOLDER``.
+"""Predict occupancy: ``syntheocc occupancy predict --weights=FOLDER --output_dir=FOLDER``.
+
+Also ``python -m syntheocc.occupancy.perception.predict`` with the same flags.
 
 One `<token>.npz` a frame: `pred` uint8 [X, Y, Z], labels of the model's class table, and of a panoptic model
 `instances` int32 [X, Y, Z], 0 none. What is there is not made again, so the same command goes on where it stopped;
@@ -7,53 +9,37 @@ under torchrun the processes share the frames.
 
 import hashlib
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Subset
 
 from syntheocc.engine.files import atomic_write_json, atomic_write_npz, read_json
-from syntheocc.engine.flags import flag, parse_flags
+from syntheocc.engine.flags import parse_flags
 from syntheocc.engine.loading import BadSample
 from syntheocc.engine.ranks import Ranks
-from syntheocc.occupancy.perception.batch import OccupancyBatch, collate
-from syntheocc.occupancy.perception.sources import SourceConfig, make_dataset
-from syntheocc.occupancy.perception.sparseocc import SparseOcc
+from syntheocc.occupancy.data.frames import Frame
+from syntheocc.occupancy.perception.prediction import OccupancyPrediction
+from syntheocc.occupancy.perception.registry import ModelEntry, load_model
+from syntheocc.occupancy.perception.settings import PredictConfig
+from syntheocc.occupancy.perception.storage import CONFIG, WEIGHTS
 
 __all__ = ["PredictConfig", "predict"]
 
 SETTINGS, BAD_SAMPLES = "settings.json", "bad_samples.json"
 
 
-@dataclass(kw_only=True)
-class PredictConfig(SourceConfig):
-    """Settings of a prediction.
-
-    Raises:
-        ValueError: a number below its range, or a device that is not there.
-    """
-
-    weights: Path = flag(Path("outputs"), "folder of a trained model, as training leaves it")
-    output_dir: Path = flag(Path("predictions"), "folder of <token>.npz")
-    batch_size: int = flag(1, "samples at a time")
-    workers: int = flag(0, "processes that read samples; 0: in this process")
-    device: str = flag("auto", "cpu, cuda, cuda:1, ...; auto: a GPU where there is one")
-
-    def __post_init__(self) -> None:
-        self.check_source()
-        self.weights, self.output_dir = Path(self.weights), Path(self.output_dir)
-        if self.batch_size < 1 or self.workers < 0:
-            raise ValueError(f"batch_size {self.batch_size} and workers {self.workers} must be 1 and 0 or more")
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"device is {self.device}, but torch finds no GPU; give cpu")
-
-
-def predict(config: PredictConfig) -> dict[str, str]:
+def predict(config: PredictConfig, loaded: tuple[ModelEntry, Any] | None = None) -> dict[str, str]:
     """Write the predictions that are not there yet.
 
-    Older images come from all frames, also those beyond `max_samples`.
+    Older images come from all frames, also those beyond `max_samples`. A sample that cannot be read does not end the
+    job.
+
+    Args:
+        config: the settings.
+        loaded: the model of `config.weights`, from `load_model`, if it is at hand.
 
     Returns:
         token -> reason of the samples that could not be read, also in bad_samples.json; the next call tries again.
@@ -63,16 +49,11 @@ def predict(config: PredictConfig) -> dict[str, str]:
     """
     ranks = Ranks.from_environment()
     device = _device(config.device, ranks)
-    model = SparseOcc.from_pretrained(config.weights, device)
+    entry, model = loaded or load_model(config, device)
+    model.to(device)
     wanted = len(config.frames())
-    dataset = make_dataset(
-        config.frames(everything=True),
-        model.config,
-        None,
-        training=False,
-        data_root=config.dataroot,
-        unreadable=BadSample,
-    )
+    dataset = entry.test_data(model.config, config)
+    predictor = entry.predictor(model, config, dataset)
     bad: dict[str, str] = {}
     with ranks.group():
         problem = ranks.gather(_claimed(config) if ranks.is_main else None)[0]
@@ -81,15 +62,14 @@ def predict(config: PredictConfig) -> dict[str, str]:
         todo = [i for i in range(wanted) if not _path(config, dataset.frames[i].token).is_file()]
         ranks.gather(None)  # nobody writes before all have looked, or the shares would overlap or leave gaps
         loader = DataLoader(
-            Subset(dataset, ranks.share(todo)),
+            Subset(dataset, _share(config, dataset.frames, todo, ranks)),
             batch_size=config.batch_size,
             num_workers=config.workers,
-            collate_fn=_readable,
+            collate_fn=_sorted_out,
         )
-        for batch, unreadable in loader:
+        for samples, unreadable in loader:
             bad |= {sample.token: sample.reason for sample in unreadable}
-            if batch is not None:
-                _write(config, model, batch.to(device))
+            bad |= _predict(config, lambda part: predictor(entry.collate(part).to(device)), samples)
         bad = {token: reason for part in ranks.gather(bad) for token, reason in part.items()}
         if ranks.is_main:
             atomic_write_json(config.output_dir / BAD_SAMPLES, bad)
@@ -97,6 +77,14 @@ def predict(config: PredictConfig) -> dict[str, str]:
         token, reason = next(iter(bad.items()))
         raise ValueError(f"none of {wanted} samples could be read; {token}: {reason}")
     return bad
+
+
+def _share(config: PredictConfig, frames: Sequence[Frame], todo: list[int], ranks: Ranks) -> list[int]:
+    """What this rank predicts; online, runs of successive frames, so that what is remembered is what is needed."""
+    if not config.online:
+        return ranks.share(todo)
+    todo = sorted(todo, key=lambda i: (frames[i].scene or "", frames[i].timestamp_us))
+    return todo[len(todo) * ranks.rank // ranks.world : len(todo) * (ranks.rank + 1) // ranks.world]
 
 
 def _device(name: str, ranks: Ranks) -> torch.device:
@@ -113,32 +101,44 @@ def _path(config: PredictConfig, token: str) -> Path:
 
 def _claimed(config: PredictConfig) -> str | None:
     """Note whose predictions the folder holds; says what is wrong when they are not this model's."""
-    digest = hashlib.sha256()
-    for name in ("config.json", "model.safetensors"):
-        path = config.weights / name
-        digest.update(path.read_bytes() if path.is_file() else str(config.weights).encode())
-    path, settings = config.output_dir / SETTINGS, {"model": digest.hexdigest()}
+    files = [config.weights] if config.weights.is_file() else [config.weights / CONFIG, config.weights / WEIGHTS]
+    digest = hashlib.sha256(f"{config.preset}".encode() if config.weights.is_file() else b"")
+    for file in files:
+        digest.update(file.read_bytes())
+    path, settings = config.output_dir / SETTINGS, {"model": digest.hexdigest(), "half": config.half}
     if path.is_file() and read_json(path) != settings:
-        return f"{config.output_dir} holds predictions of another model; give another output_dir"
+        return f"{config.output_dir} holds predictions of another model or precision; give another output_dir"
     if not path.is_file() and next(config.output_dir.glob("*.npz"), None) is not None:
         return f"{config.output_dir} holds .npz files of unknown origin; give another output_dir"
     atomic_write_json(path, settings)
     return None
 
 
-def _readable(samples: list[OccupancyBatch | BadSample]) -> tuple[OccupancyBatch | None, list[BadSample]]:
-    """The batch of what could be read (None if nothing could), and the rest."""
+def _sorted_out(samples: list[Any]) -> tuple[list[Any], list[BadSample]]:
+    """What could be read, and the rest."""
     good = [sample for sample in samples if not isinstance(sample, BadSample)]
-    return collate(good) if good else None, [sample for sample in samples if isinstance(sample, BadSample)]
+    return good, [sample for sample in samples if isinstance(sample, BadSample)]
 
 
-def _write(config: PredictConfig, model: SparseOcc, batch: OccupancyBatch) -> None:
-    prediction = model.predict(batch.images, batch.ego2img)
-    for i, token in enumerate(batch.tokens):
+def _predict(
+    config: PredictConfig, predictor: Callable[[list[Any]], OccupancyPrediction], samples: list[Any]
+) -> dict[str, str]:
+    """Predict and write samples; returns token -> reason of those for which something could not be read."""
+    if not samples:
+        return {}
+    try:
+        prediction = predictor(samples)
+    except ValueError as error:
+        if len(samples) == 1:
+            return {samples[0].tokens[0]: str(error)}
+        parts = [_predict(config, predictor, [sample]) for sample in samples]
+        return {token: reason for part in parts for token, reason in part.items()}
+    for i, sample in enumerate(samples):
         arrays = {"pred": prediction.semantics[i].cpu().numpy()}
         if prediction.instances is not None:
             arrays["instances"] = prediction.instances[i].cpu().numpy()
-        atomic_write_npz(_path(config, token), **arrays)
+        atomic_write_npz(_path(config, sample.tokens[0]), **arrays)
+    return {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,121 +1,78 @@
-"""Where the samples of training, prediction and evaluation come from: settings as flags, and what they lead to."""
+"""Samples as training and prediction want them, from settings and a model's config."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from syntheocc.engine.flags import flag
-from syntheocc.occupancy.data.frames import Frame
-from syntheocc.occupancy.data.infos import read_infos
-from syntheocc.occupancy.data.nuscenes_frames import read_nuscenes
+from syntheocc.occupancy.metrics import panoptic_instances
 from syntheocc.occupancy.perception.dataset import OccupancyFrames, Sampling
 from syntheocc.occupancy.perception.labels import LabelReader
-from syntheocc.occupancy.perception.sparseocc.config import SparseOccConfig
+from syntheocc.occupancy.perception.recipes import TrainingRecipe
+from syntheocc.occupancy.perception.settings import SourceConfig, TrainConfig
 from syntheocc.occupancy.perception.transforms import ImageAugmentation
 
-__all__ = ["SourceConfig", "make_dataset", "model_config_for"]
+__all__ = ["test_samples", "training_labels", "training_samples"]
+
+# Different samples of a frame before its draws repeat: more than any recipe has epochs.
+_ROUNDS = 100
 
 
-@dataclass(kw_only=True)
-class SourceConfig:
-    """Frames and their labels; the settings that training, prediction and evaluation share."""
-
-    dataroot: Path = flag(Path("data/nuscenes"), "data root: the folder that holds samples/")
-    info_path: tuple[str, ...] = flag((), "info pickles; empty: all frames of the JSON tables below --dataroot")
-    labels: Literal["occ3d", "openocc_v2", "surroundocc", "openoccupancy"] = flag("occ3d", "format of the labels")
-    labels_root: Path | None = flag(None, "folder of the labels; empty: gts below --dataroot")
-    max_samples: int | None = flag(None, "use the first so many frames only")
-
-    def check_source(self) -> None:
-        """Paths given as text become paths; ValueError for a number of frames below one."""
-        self.dataroot = Path(self.dataroot)
-        self.labels_root = None if self.labels_root is None else Path(self.labels_root)
-        if self.max_samples is not None and self.max_samples < 1:
-            raise ValueError(f"max_samples is {self.max_samples}; it must be 1 or more")
-
-    def frames(self, everything: bool = False) -> list[Frame]:
-        """The key frames.
-
-        Args:
-            everything: without the limit of `max_samples`.
-
-        Raises:
-            ValueError: a pickle or a table is missing or damaged, or lists no frame.
-        """
-        if self.info_path:
-            frames = [frame for path in self.info_path for frame in read_infos(path, self.dataroot)]
-        else:
-            frames = read_nuscenes(self.dataroot)
-        if not frames:
-            raise ValueError(f"{', '.join(self.info_path) or self.dataroot}: no frames")
-        return frames if everything else frames[: self.max_samples]
-
-    def reader(self, **settings: Any) -> LabelReader:
-        """The reader of the labels; `settings` are `LabelReader`'s (instances, mask, ...)."""
-        return LabelReader(self.labels_root or self.dataroot / "gts", self.labels, **settings)
+def training_labels(settings: TrainConfig, model: Any) -> LabelReader:
+    """The labels that a model learns from: of the voxels that the mask leaves, with objects for a panoptic one."""
+    source = settings.instances if model.panoptic else None
+    mask = None if settings.label_mask == "none" else settings.label_mask
+    rule = panoptic_instances if source == "boxes" else None
+    return settings.reader(mask=mask, instances=source, rule=rule)
 
 
-def model_config_for(model: SparseOccConfig, labels: LabelReader, frames: int | None) -> SparseOccConfig:
-    """A preset's model on the labels' grid and classes.
-
-    Args:
-        model: the preset's.
-        labels: whose grid and class table the model gets.
-        frames: number of frames, the current one included; None: the preset's.
-
-    Raises:
-        ValueError: the preset's class frequencies belong to another class table.
-    """
-    from syntheocc.occupancy.perception.sparseocc.presets import class_frequencies, thing_classes
-
-    grid, taxonomy = labels.preset
-    changes: dict[str, Any] = {"grid": grid}
-    if taxonomy != model.taxonomy:
-        changes["taxonomy"] = taxonomy
-        if model.class_frequencies is not None:
-            changes["class_frequencies"] = class_frequencies(taxonomy)
-        if model.panoptic:
-            changes["instance_classes"] = thing_classes(taxonomy)
-    if frames is not None:
-        changes["num_frames"] = frames
-    return replace(model, **changes)
-
-
-def make_dataset(
-    frames: list[Frame],
-    model: SparseOccConfig,
-    labels: LabelReader | None,
-    *,
-    training: bool,
-    flip_images: bool = False,
-    turn_grid: bool = False,
-    data_root: Path | None = None,
-    seed: int = 0,
-    rounds: int = 1,
-    unreadable: Callable[[str, str], Any] | None = None,
+def training_samples(
+    settings: TrainConfig,
+    model: Any,
+    recipe: TrainingRecipe,
+    labels: LabelReader,
+    unreadable: Callable[[str, str], Any],
 ) -> OccupancyFrames:
-    """Samples as a model wants them.
+    """Augmented samples, every frame in more rounds than there are epochs.
 
     Args:
-        frames: key frames.
-        model: gives the number of frames, the images' size and the grid.
-        labels: reads the ground truth; None: without.
-        training: augmented samples, in `rounds` different rounds.
-        flip_images: mirror half of the training samples' images.
-        turn_grid: mirror and turn the grid in training.
-        data_root: for sweeps whose paths were written elsewhere.
-        seed: of the draws.
-        rounds: how many different samples there are of a frame.
+        settings: frames and seed.
+        model: a config: number of frames, size of the images, grid.
+        recipe: which augmentations.
+        labels: the ground truth.
         unreadable: see `OccupancyFrames`.
     """
-    height, width = model.image_size
-    sampling = Sampling(
-        num_frames=model.num_frames,
-        image=ImageAugmentation(height=height, width=width, flip=flip_images),
-        training=training,
-        grid_turns=turn_grid,
-    )
     return OccupancyFrames(
-        frames, sampling, model.grid, labels, data_root=data_root, seed=seed, rounds=rounds, unreadable=unreadable
+        settings.frames(),
+        _sampling(model, flip=recipe.flip_images, training=True, grid_turns=recipe.flip_and_turn_grid),
+        model.grid,
+        labels,
+        data_root=settings.dataroot,
+        seed=settings.seed,
+        rounds=max(_ROUNDS, settings.epochs or 0),
+        unreadable=unreadable,
     )
+
+
+def test_samples(
+    settings: SourceConfig, model: Any, unreadable: Callable[[str, str], Any], **sampling: Any
+) -> OccupancyFrames:
+    """Samples of all frames, also those beyond `max_samples`: older images come from them. No ground truth.
+
+    Args:
+        settings: the frames.
+        model: a config: number of frames, size of the images, grid.
+        unreadable: see `OccupancyFrames`.
+        sampling: more fields of `Sampling`.
+    """
+    return OccupancyFrames(
+        settings.frames(everything=True),
+        _sampling(model, **sampling),
+        model.grid,
+        data_root=settings.dataroot,
+        unreadable=unreadable,
+    )
+
+
+def _sampling(model: Any, flip: bool = False, **settings: Any) -> Sampling:
+    height, width = model.image_size
+    image = ImageAugmentation(height=height, width=width, flip=flip)
+    return Sampling(num_frames=model.num_frames, image=image, **settings)

@@ -1,9 +1,9 @@
 """SparseOcc (Liu et al., ECCV 2024): fully sparse occupancy and panoptic occupancy from cameras."""
 
+from syntheocc.occupancy.perception.prediction import OccupancyPrediction
 from syntheocc.occupancy.perception.sparseocc.config import SparseOccConfig, StageConfig
-from syntheocc.occupancy.perception.sparseocc.inference import OccupancyPrediction
 from syntheocc.occupancy.perception.sparseocc.model import SparseOcc, SparseOccOutput
-from syntheocc.occupancy.perception.sparseocc.presets import PRESETS, SparseOccPreset, TrainingRecipe, preset
+from syntheocc.occupancy.perception.sparseocc.presets import PRESETS, SparseOccPreset, SparseOccRecipe, preset
 
 __all__ = [
     "PRESETS",
@@ -13,6 +13,6 @@ __all__ = [
     "SparseOccOutput",
     "SparseOccPreset",
     "StageConfig",
-    "TrainingRecipe",
+    "SparseOccRecipe",
     "preset",
 ]

@@ -3,32 +3,12 @@
 Legend: B samples, Q queries, K kept voxels, C occupied classes, X Y Z voxels.
 """
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from syntheocc.occupancy.grids import GridSpec, OccupancyGrid
+from syntheocc.occupancy.perception.prediction import OccupancyPrediction
 from syntheocc.occupancy.perception.sparseocc.config import SparseOccConfig
 from syntheocc.occupancy.perception.sparseocc.geometry import constant, inside
-from syntheocc.occupancy.taxonomy import Taxonomy
-
-
-@dataclass
-class OccupancyPrediction:
-    """Labelled grids."""
-
-    spec: GridSpec
-    taxonomy: Taxonomy
-    semantics: Tensor
-    """uint8 [B, X, Y, Z], labels of the taxonomy."""
-    instances: Tensor | None = None
-    """int32 [B, X, Y, Z] of a panoptic model: 0 none, then one id an object and one a stuff class."""
-
-    def grid(self, index: int, grid2ego: Any = None) -> OccupancyGrid:
-        """One sample's semantics; `grid2ego` [4, 4] is needed where the grid does not lie in the ego frame."""
-        return OccupancyGrid(self.semantics[index], self.spec, self.taxonomy, grid2ego)
 
 
 def merge_semantics(

@@ -13,17 +13,18 @@ from torch import Tensor, nn
 
 from syntheocc.occupancy.perception.backbone_weights import BackboneReport, load_backbone_weights
 from syntheocc.occupancy.perception.backbones import ImageEncoder
+from syntheocc.occupancy.perception.prediction import OccupancyPrediction
 from syntheocc.occupancy.perception.sparseocc import presets
 from syntheocc.occupancy.perception.sparseocc.config import SparseOccConfig
 from syntheocc.occupancy.perception.sparseocc.convert import read_released
 from syntheocc.occupancy.perception.sparseocc.criterion import SparseOccCriterion
 from syntheocc.occupancy.perception.sparseocc.geometry import constant
-from syntheocc.occupancy.perception.sparseocc.inference import OccupancyPrediction, predict_grids
+from syntheocc.occupancy.perception.sparseocc.inference import predict_grids
 from syntheocc.occupancy.perception.sparseocc.mask_decoder import MaskDecoder, MaskPrediction
-from syntheocc.occupancy.perception.sparseocc.presets import TrainingRecipe
+from syntheocc.occupancy.perception.sparseocc.presets import SparseOccRecipe
 from syntheocc.occupancy.perception.sparseocc.sampling import Generators, ImageFeatures
-from syntheocc.occupancy.perception.sparseocc.storage import load_weights, read_folder, write_folder
 from syntheocc.occupancy.perception.sparseocc.voxel_decoder import SparseVoxelDecoder, StageOutput
+from syntheocc.occupancy.perception.storage import load_weights, read_folder, write_folder
 from syntheocc.occupancy.taxonomy import UNKNOWN
 
 
@@ -190,7 +191,7 @@ class SparseOcc(nn.Module):
         self.config = replace(self.config, frozen_stages=1)
         return report
 
-    def parameter_groups(self, recipe: TrainingRecipe) -> list[dict[str, Any]]:
+    def parameter_groups(self, recipe: SparseOccRecipe) -> list[dict[str, Any]]:
         """Trainable parameters for an optimizer, by learning rate: the rest, the backbone, the sampling offsets."""
         rates = {"image_encoder.backbone.": recipe.backbone_rate, ".sampling_offset.": recipe.offset_rate}
         groups: dict[float, list[nn.Parameter]] = {}
@@ -221,7 +222,7 @@ class SparseOcc(nn.Module):
         Raises:
             ValueError: no such folder, another kind of model, or weights that are incomplete or of another shape.
         """
-        config, weights = read_folder(path, device)
+        config, weights = read_folder(path, cls.__name__, SparseOccConfig.from_dict, device)
         model = cls(config)
         load_weights(model, weights, str(path))
         return model.to(device).eval()
@@ -245,4 +246,4 @@ class SparseOcc(nn.Module):
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` into a folder."""
-        write_folder(path, self.config, self.state_dict())
+        write_folder(path, type(self).__name__, self.config.to_dict(), self.state_dict())

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from syntheocc.occupancy.grids import OCC3D_NUSCENES, OPENOCC_V2, GridSpec
+from syntheocc.occupancy.perception.recipes import TrainingRecipe
 from syntheocc.occupancy.perception.sparseocc.config import SparseOccConfig, StageConfig
 from syntheocc.occupancy.taxonomy import OCC3D_TAXONOMY, Taxonomy
 
@@ -24,36 +25,18 @@ _THINGS = "car truck construction_vehicle bus trailer motorcycle bicycle pedestr
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRecipe:
-    """How a preset is trained (AdamW)."""
+class SparseOccRecipe(TrainingRecipe):
+    """How a preset is trained."""
 
-    epochs: int = 24
-    batch_size: int = 8
-    """Samples a step, over all devices."""
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.01
-    schedule: Literal["step", "cosine"] = "step"
-    """"step" multiplies the rate by `decay` at each of `milestones`; "cosine" falls to `decay` times it, by epochs."""
-    milestones: tuple[int, ...] = (22,)
-    decay: float = 0.2
-    warmup_steps: int = 500
-    warmup_ratio: float = 1 / 3
-    """Share of the rate at which the linear warm-up begins."""
-    max_grad_norm: float = 35.0
-    backbone_rate: float = 0.1
-    """Factor of the backbone's learning rate."""
     offset_rate: float = 0.1
     """Factor of the voxel decoder's sampling offsets."""
-    flip_images: bool = True
-    flip_and_turn_grid: bool = True
-    """Rotation by up to 22.5 degrees and mirroring of grid and projections."""
 
 
 class SparseOccPreset(NamedTuple):
     """A model and the way to train it."""
 
     model: SparseOccConfig
-    recipe: TrainingRecipe
+    recipe: SparseOccRecipe
 
 
 def class_frequencies(taxonomy: Taxonomy) -> tuple[float, ...] | None:
@@ -86,7 +69,7 @@ def r50_704x256_8f() -> SparseOccPreset:
         class_frequencies=class_frequencies(OCC3D_NUSCENES.taxonomy),
         stages=_stages((4000, 16000, 64000), (2000, 8000, 32000)),
     )
-    return SparseOccPreset(model, TrainingRecipe())
+    return SparseOccPreset(model, SparseOccRecipe())
 
 
 def r50_704x256_8f_60e() -> SparseOccPreset:
@@ -114,7 +97,7 @@ def r50_704x256_8f_v1_0() -> SparseOccPreset:
     model, _ = r50_704x256_8f()
     keep = (2000, 8000, 32000)
     model = replace(model, version="1.0", stages=_stages(keep, keep), mask_iterations=4, class_frequencies=None)
-    recipe = TrainingRecipe(
+    recipe = SparseOccRecipe(
         epochs=48, learning_rate=2e-4, schedule="cosine", milestones=(), decay=1e-3,
         flip_images=False, flip_and_turn_grid=False,
     )  # fmt: skip

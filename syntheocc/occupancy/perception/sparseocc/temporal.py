@@ -5,11 +5,12 @@ Legend: B samples, T frames (the current one first), V views, D channels, h w of
 
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from syntheocc.occupancy.perception.sparseocc.inference import OccupancyPrediction
+from syntheocc.occupancy.perception.prediction import OccupancyPrediction
 from syntheocc.occupancy.perception.sparseocc.model import SparseOcc
 
 
@@ -56,7 +57,7 @@ class OnlinePredictor:
     def __call__(
         self,
         tokens: Sequence[Sequence[Hashable]],
-        images: Mapping[Hashable, Tensor],
+        images: Mapping[Any, Tensor],
         ego2img: Tensor,
     ) -> OccupancyPrediction:
         """Predict a batch.

@@ -1,30 +1,65 @@
-"""A trained SparseOcc on disk: ``config.json`` and ``model.safetensors`` in one folder."""
+"""A trained perception model on disk: ``config.json`` and ``model.safetensors`` in one folder."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from syntheocc.engine.files import atomic_path, atomic_write_json, read_json
-from syntheocc.occupancy.perception.sparseocc.config import SparseOccConfig
+
+__all__ = ["CONFIG", "WEIGHTS", "class_in_folder", "load_weights", "read_folder", "write_folder"]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_CLASS = "SparseOcc"
+
+Config = TypeVar("Config")
 
 
-def write_folder(path: str | Path, config: SparseOccConfig, weights: Mapping[str, Tensor]) -> None:
-    """Write a model's folder; each file appears whole or not at all, the config last."""
+def write_folder(path: str | Path, class_name: str, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Write a model's folder; each file appears whole or not at all, the config last.
+
+    Args:
+        path: the folder.
+        class_name: what the weights are of, e.g. "SparseOcc".
+        config: plain values.
+        weights: the state dict.
+    """
     from safetensors.torch import save_file
 
     path = Path(path)
     with atomic_path(path / WEIGHTS) as temporary:
         save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary)
-    atomic_write_json(path / CONFIG, {"_class_name": _CLASS, **config.to_dict()})
+    atomic_write_json(path / CONFIG, {"_class_name": class_name, **config})
 
 
-def read_folder(path: str | Path, device: torch.device | str = "cpu") -> tuple[SparseOccConfig, dict[str, Tensor]]:
+def class_in_folder(path: str | Path) -> str:
+    """What model a folder, or a hub id ``owner/name``, holds.
+
+    Raises:
+        ValueError: neither exists, or its config is missing, damaged or says nothing of a model.
+    """
+    file = _local(path) / CONFIG
+    values = read_json(file)
+    name = values.get("_class_name") if isinstance(values, dict) else None
+    if not isinstance(name, str):
+        raise ValueError(f"{file}: does not describe a model (no _class_name); check the folder")
+    return name
+
+
+def read_folder(
+    path: str | Path,
+    class_name: str,
+    from_dict: Callable[[dict[str, Any]], Config],
+    device: torch.device | str = "cpu",
+) -> tuple[Config, dict[str, Tensor]]:
     """Config and weights of a folder, or of a hub id ``owner/name``.
+
+    Args:
+        path: the folder.
+        class_name: what must be in it.
+        from_dict: makes the config of the values that `write_folder` was given.
+        device: where the weights go.
 
     Raises:
         ValueError: neither exists, a file is missing or damaged, or the folder holds another model.
@@ -34,10 +69,10 @@ def read_folder(path: str | Path, device: torch.device | str = "cpu") -> tuple[S
 
     folder = _local(path)
     values = read_json(folder / CONFIG)
-    if not isinstance(values, dict) or values.get("_class_name") != _CLASS:
-        raise ValueError(f"{folder / CONFIG}: does not describe a {_CLASS} model; check the folder")
+    if not isinstance(values, dict) or values.get("_class_name") != class_name:
+        raise ValueError(f"{folder / CONFIG}: does not describe a {class_name} model; check the folder")
     try:
-        config = SparseOccConfig.from_dict({k: v for k, v in values.items() if not k.startswith("_")})
+        config = from_dict({k: v for k, v in values.items() if not k.startswith("_")})
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
     try:

@@ -1,0 +1,180 @@
+"""Settings of training, prediction and evaluation as flags; light, so that a command line is read at once.
+
+Where the originals' programs had another name for a flag, it is an alias: ``--config`` (a preset's name, or the path
+of the published configuration file), ``--work_dir``, ``--work-dir``, ``--resume-from``, ``--eval``.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from syntheocc.engine.flags import flag
+from syntheocc.engine.loop_config import LoopConfig, LRScheduler
+
+if TYPE_CHECKING:
+    from syntheocc.occupancy.data.frames import Frame
+    from syntheocc.occupancy.perception.labels import LabelReader
+
+__all__ = ["METRICS", "EvaluateConfig", "PredictConfig", "SourceConfig", "TrainConfig"]
+
+METRICS = ("miou", "rayiou", "raypq")
+_WORK_DIR = ("work_dir", "work-dir")
+_OF_THE_PRESET = "empty: the preset's"
+
+
+@dataclass(kw_only=True)
+class SourceConfig:
+    """Frames and their labels; the settings that training, prediction and evaluation share."""
+
+    dataroot: Path = flag(Path("data/nuscenes"), "data root: the folder that holds samples/")
+    info_path: tuple[str, ...] = flag((), "info pickles; empty: all frames of the JSON tables below --dataroot")
+    labels: Literal["occ3d", "openocc_v2", "surroundocc", "openoccupancy"] = flag("occ3d", "format of the labels")
+    labels_root: Path | None = flag(None, "folder of the labels; empty: gts below --dataroot")
+    max_samples: int | None = flag(None, "use the first so many frames only")
+
+    def check_source(self) -> None:
+        """Paths given as text become paths; ValueError for a number of frames below one."""
+        self.dataroot = Path(self.dataroot)
+        self.labels_root = None if self.labels_root is None else Path(self.labels_root)
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ValueError(f"max_samples is {self.max_samples}; it must be 1 or more")
+
+    def frames(self, everything: bool = False) -> "list[Frame]":
+        """The key frames.
+
+        Args:
+            everything: without the limit of `max_samples`.
+
+        Raises:
+            ValueError: a pickle or a table is missing or damaged, or lists no frame.
+        """
+        from syntheocc.occupancy.data.infos import read_infos
+        from syntheocc.occupancy.data.nuscenes_frames import read_nuscenes
+
+        if self.info_path:
+            frames = [frame for path in self.info_path for frame in read_infos(path, self.dataroot)]
+        else:
+            frames = read_nuscenes(self.dataroot)
+        if not frames:
+            raise ValueError(f"{', '.join(self.info_path) or self.dataroot}: no frames")
+        return frames if everything else frames[: self.max_samples]
+
+    def reader(self, **settings: Any) -> "LabelReader":
+        """The reader of the labels; `settings` are `LabelReader`'s (instances, mask, ...)."""
+        from syntheocc.occupancy.perception.labels import LabelReader
+
+        return LabelReader(self.labels_root or self.dataroot / "gts", self.labels, **settings)
+
+
+@dataclass(kw_only=True)
+class TrainConfig(SourceConfig, LoopConfig):
+    """Settings of a training run.
+
+    What is left out comes from the preset's recipe, and is filled in here: a run of a preset alone is the published
+    one. A model with flags of its own has a subclass of this.
+
+    Raises:
+        ValueError: a value is out of its range, or a model or a preset that there is not.
+    """
+
+    model: str = flag("sparseocc", "which model")
+    preset: str = flag("small", "which of the model's presets", aliases=("config",))
+    frames_per_sample: int | None = flag(None, f"frames the model sees, the current one included; {_OF_THE_PRESET}")
+    backbone_weights: Path | None = flag(None, "a detector's or classifier's weights for the ResNet; empty: random")
+    label_mask: Literal["camera", "lidar", "none"] = flag("camera", "learn from voxels that this sensor observed")
+    instances: Literal["file", "boxes"] = flag("boxes", "whence object ids come, for panoptic presets")
+    gradient_checkpointing: bool = flag(False, "less memory, more time")
+
+    output_dir: Path = flag(Path("outputs"), "folder of checkpoints, logs and the trained model", aliases=_WORK_DIR)
+    resume_from_checkpoint: str | None = flag(
+        None, "'latest', a checkpoint's name or path", aliases=("resume-from", "resume_from")
+    )
+    epochs: int | None = flag(None, f"train for so many epochs; {_OF_THE_PRESET}")
+    max_train_steps: int = flag(None, "train for so many optimizer steps instead of epochs")
+    global_batch_size: int = flag(None, f"samples of one optimizer step, over all GPUs; {_OF_THE_PRESET}")
+    learning_rate: float = flag(None, f"learning rate after warm-up; {_OF_THE_PRESET}")
+    lr_scheduler: LRScheduler = flag(None, f"schedule of the learning rate; {_OF_THE_PRESET}")
+    lr_warmup_steps: int = flag(None, f"steps over which the learning rate rises; {_OF_THE_PRESET}")
+    lr_warmup_start: float = flag(None, f"share of the learning rate at which it begins to rise; {_OF_THE_PRESET}")
+    lr_decay: float = flag(None, f"factor of schedule 'step'; {_OF_THE_PRESET}")
+    lr_end: float = flag(None, f"share of the learning rate at which schedules end; {_OF_THE_PRESET}")
+    lr_milestones: tuple[int, ...] = flag((), f"steps after which 'step' drops the learning rate; {_OF_THE_PRESET}")
+    adam_weight_decay: float = flag(None, f"weight decay of AdamW; {_OF_THE_PRESET}")
+    max_grad_norm: float = flag(None, f"gradients are clipped to this norm; 0: not clipped; {_OF_THE_PRESET}")
+
+    def __post_init__(self) -> None:
+        from syntheocc.occupancy.perception.registry import model_entry
+
+        entry = model_entry(self.model)
+        self.preset = entry.preset_name(self.preset)
+        recipe = entry.preset(self.preset)[1]
+        if self.max_train_steps is None and self.epochs is None:
+            self.epochs = recipe.epochs
+        elif self.max_train_steps is not None and self.epochs is not None:
+            raise ValueError(f"epochs={self.epochs} and max_train_steps={self.max_train_steps}: give one of them")
+        # A schedule that was asked for keeps the engine's numbers, not those of the recipe's own schedule.
+        unsaid = {field.name: field.default for field in fields(LoopConfig)}
+        wanted = recipe.loop_settings()
+        if self.lr_scheduler not in (None, recipe.schedule):
+            wanted = {name: value for name, value in wanted.items() if name not in ("lr_end", "lr_decay")}
+        for name, value in (unsaid | wanted).items():
+            if getattr(self, name) is None and name != "max_train_steps":
+                setattr(self, name, value)
+        super().__post_init__()
+        self.check_source()
+        self.backbone_weights = None if self.backbone_weights is None else Path(self.backbone_weights)
+        for name in ("epochs", "frames_per_sample"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be 1 or more")
+
+
+@dataclass(kw_only=True)
+class PredictConfig(SourceConfig):
+    """Settings of a prediction.
+
+    Raises:
+        ValueError: a number below its range, or a device that is not there.
+    """
+
+    weights: Path = flag(Path("outputs"), "folder of a trained model, as training leaves it; or a released .pth file")
+    model: str = flag("sparseocc", "which model a released file is of; a folder says it itself")
+    preset: str | None = flag(None, "preset that a released file was trained as", aliases=("config",))
+    output_dir: Path = flag(
+        Path("predictions"), "folder of <token>.npz", aliases=(*_WORK_DIR, "save-occ-path", "save_occ_path")
+    )
+    batch_size: int = flag(1, "samples at a time")
+    workers: int = flag(0, "processes that read samples; 0: in this process")
+    device: str = flag("auto", "cpu, cuda, cuda:1, ...; auto: a GPU where there is one")
+    half: Literal["no", "fp16", "bf16"] = flag("no", "precision of the weights; the half ones are for GPUs")
+    online: bool = flag(False, "each image goes through the network once and its features are remembered")
+
+    def __post_init__(self) -> None:
+        import torch
+
+        self.check_source()
+        self.weights, self.output_dir = Path(self.weights), Path(self.output_dir)
+        if self.batch_size < 1 or self.workers < 0:
+            raise ValueError(f"batch_size {self.batch_size} and workers {self.workers} must be 1 and 0 or more")
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device is {self.device}, but torch finds no GPU; give cpu")
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(PredictConfig):
+    """Settings of an evaluation.
+
+    Raises:
+        ValueError: a metric that there is not; see also `PredictConfig`.
+    """
+
+    metrics: tuple[str, ...] = flag(("miou", "rayiou"), f"which of {', '.join(METRICS)}", aliases=("eval",))
+    mask: Literal["camera", "lidar", "none"] = flag("camera", "mIoU counts voxels that this sensor observed")
+    allow_unreadable: bool = flag(False, "score without the samples that cannot be read, instead of refusing")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.metrics = tuple(dict.fromkeys(name.lower() for name in self.metrics))
+        unknown = [name for name in self.metrics if name not in METRICS]
+        if unknown or not self.metrics:
+            raise ValueError(f"metrics are some of {', '.join(METRICS)}; got {','.join(self.metrics) or 'none'}")
