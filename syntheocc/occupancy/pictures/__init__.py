@@ -1,0 +1,63 @@
+"""Pictures of grids, labels, conditions and results: the one place that draws them.
+
+A *picture* here is a numpy array, uint8 [H, W, 3], RGB. Everything that can be drawn (a PIL image, a torch tensor in
+[0, 1], a float array) becomes one through :func:`as_picture`. Pillow is imported only where text, resampling or files
+are needed, so that this package costs the lightweight one nothing.
+
+| module      | draws                                                                     |
+|-------------|---------------------------------------------------------------------------|
+| `basics`    | palette views, blending, resampling, files                                |
+| `sheets`    | titles, contact sheets, strips                                            |
+| `colors`    | what a grid's voxels look like: classes, instances, errors                |
+| `above`     | bird's-eye views                                                          |
+| `oblique`   | solid voxels in three dimensions (`viewpoint`: from where, `faces`: what shows, `ego_car`) |
+"""
+
+from syntheocc.occupancy.pictures.above import bev_picture
+from syntheocc.occupancy.pictures.basics import (
+    BACKGROUND,
+    UNKNOWN_COLOR,
+    as_picture,
+    condition_pictures,
+    overlay,
+    palette_picture,
+    resized,
+    save_picture,
+    shaded,
+)
+from syntheocc.occupancy.pictures.colors import (
+    ERROR_COLORS,
+    VoxelColors,
+    class_colors,
+    error_colors,
+    instance_color,
+    panoptic_colors,
+)
+from syntheocc.occupancy.pictures.oblique import oblique_picture
+from syntheocc.occupancy.pictures.sheets import contact_sheet, labelled, strip, tiled
+from syntheocc.occupancy.pictures.viewpoint import Viewpoint
+
+__all__ = [
+    "BACKGROUND",
+    "ERROR_COLORS",
+    "UNKNOWN_COLOR",
+    "VoxelColors",
+    "Viewpoint",
+    "as_picture",
+    "bev_picture",
+    "class_colors",
+    "condition_pictures",
+    "contact_sheet",
+    "error_colors",
+    "instance_color",
+    "labelled",
+    "oblique_picture",
+    "overlay",
+    "palette_picture",
+    "panoptic_colors",
+    "resized",
+    "save_picture",
+    "shaded",
+    "strip",
+    "tiled",
+]
