@@ -16,18 +16,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `syntheocc` command; returns the exit status."""
     import tyro
 
-    from syntheocc.commands import demo, evaluate, generate, mpi, world
+    from syntheocc.commands import demo, evaluate, generate, mpi, occupancy, world
 
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["occupancy"]:
+        return occupancy.main(argv[1:])
     jobs: dict[str, tuple[type, Callable[[Any], int]]] = {
         "demo": (demo.DemoConfig, demo.run),
         "mpi": (mpi.MPIConfig, mpi.run),
         "generate": (generate.GenerateConfig, generate.run),
         "world": (world.WorldConfig, world.run),
         "evaluate": (evaluate.EvaluateConfig, evaluate.run),
+        "occupancy": (occupancy.OccupancyCommands, lambda _: occupancy.main([])),
     }
     try:
         choices = [
-            Annotated[_with_help(kind), tyro.conf.subcommand(name, description=kind.__doc__)]  # type: ignore
+            Annotated[with_help(kind), tyro.conf.subcommand(name, description=kind.__doc__)]  # type: ignore
             for name, (kind, _) in jobs.items()
         ]
         config = tyro.cli(typing.Union[tuple(choices)], prog="syntheocc", args=argv)  # type: ignore # noqa: UP007
@@ -74,20 +78,27 @@ def _refuse(error: Exception) -> int:
     return 2
 
 
-def _with_help(config_class: type) -> type:
-    """The dataclass with its help texts where tyro looks for them (as annotations), and the environment's defaults."""
+def with_help(config_class: type, **fixed: Any) -> type:
+    """A dataclass as tyro wants it: help texts and other names as annotations, and the environment's defaults.
+
+    Args:
+        config_class: the settings of a job.
+        fixed: fields that are no flags, with their values.
+    """
     import tyro
 
     from syntheocc.engine.flags import environment_defaults
 
     hints = typing.get_type_hints(config_class)
-    defaults = environment_defaults(config_class, os.environ)
-    fields = [
-        (
-            f.name,
-            Annotated[hints[f.name], tyro.conf.arg(help=f.metadata.get("help"))],
-            dataclasses.field(default=defaults.get(f.name, f.default)),
-        )
-        for f in dataclasses.fields(config_class)
-    ]
+    defaults = environment_defaults(config_class, os.environ) | fixed
+    fields = []
+    for f in dataclasses.fields(config_class):
+        default = defaults.get(f.name, f.default)
+        # Settings that are filled in later are None until then.
+        hint = hints[f.name] | None if default is None else hints[f.name]
+        aliases = [f"--{name}" for name in f.metadata.get("aliases", ()) if "_" not in name]
+        marks = [tyro.conf.arg(help=f.metadata.get("help"), aliases=aliases or None)]
+        if f.name in fixed:
+            marks.append(tyro.conf.Suppress)
+        fields.append((f.name, Annotated[hint, *marks], dataclasses.field(default=default)))
     return dataclasses.make_dataclass(config_class.__name__, fields, bases=(config_class,), kw_only=True)  # type: ignore

@@ -97,16 +97,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, MetricResult]:
     return results
 
 
+def report(config: EvaluateConfig, results: dict[str, MetricResult]) -> None:
+    """Print the tables, on the process that scored."""
+    if results:
+        print((config.output_dir / "results.txt").read_text(encoding="utf-8"), end="")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns the exit status: 0, or 1 after an error."""
     config = parse_flags(EvaluateConfig, argv, description="Predict the occupancy of frames and score it.")
     try:
-        results = evaluate(config)
+        report(config, evaluate(config))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if results:
-        print((config.output_dir / "results.txt").read_text(encoding="utf-8"), end="")
     return 0
 
 

@@ -141,16 +141,20 @@ def _predict(
     return {}
 
 
+def report(config: PredictConfig, bad: dict[str, str]) -> None:
+    """Say what could not be read, and where the reasons are."""
+    if bad:
+        print(f"{len(bad)} samples could not be read; {config.output_dir / BAD_SAMPLES} says why", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns the exit status: 0, or 1 after an error."""
     config = parse_flags(PredictConfig, argv, description="Predict the occupancy of frames.")
     try:
-        bad = predict(config)
+        report(config, predict(config))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if bad:
-        print(f"{len(bad)} samples could not be read; {config.output_dir / BAD_SAMPLES} says why", file=sys.stderr)
     return 0
 
 

@@ -41,7 +41,7 @@ class ModelEntry(ABC):
     name: ClassVar[str]
     """As commands call it."""
     model_class: ClassVar[Any]
-    """Called with a config; `from_pretrained(path, device)`, `from_original(path, preset)`, `save_pretrained(path)`."""
+    """Made of a config; `from_pretrained(path, device)`, `from_original(path, preset)`, `save_pretrained(path)`."""
     presets: ClassVar[Mapping[str, Callable[[], tuple[Any, Any]]]]
     """Name -> function that returns (config, a `TrainingRecipe`)."""
     published: ClassVar[Mapping[str, str]] = {}
@@ -122,15 +122,16 @@ def load_model(settings: PredictConfig, device: torch.device | str = "cpu") -> t
     if path.suffix in (".pth", ".pt", ".ckpt") or path.is_file():
         entry = model_entry(settings.model)
         if settings.preset is None:
-            raise ValueError(
-                f"{path}: give --preset, the one that the file was trained as: {', '.join(entry.presets)}"
-            )
+            raise ValueError(f"{path}: give --preset, the one that it was trained as: {', '.join(entry.presets)}")
+        preset = entry.preset_name(settings.preset)
         if not path.is_file():
             raise ValueError(f"{path}: no such file")
-        return entry, entry.model_class.from_original(path, entry.preset_name(settings.preset)).to(device)
+        return entry, entry.model_class.from_original(path, preset).to(device)
     kind = class_in_folder(path)
     by_class = {class_name: name for name, (class_name, _) in _ENTRIES.items()}
     if kind not in by_class:
         raise ValueError(f"{path} holds a {kind}, which is none of the known models: {', '.join(by_class)}")
     entry = model_entry(by_class[kind])
+    if settings.preset is not None:
+        entry.preset_name(settings.preset)  # named as the published command lines do; the folder says all of it
     return entry, entry.model_class.from_pretrained(path, device)

@@ -174,7 +174,8 @@ class EvaluateConfig(PredictConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.metrics = tuple(dict.fromkeys(name.lower() for name in self.metrics))
+        names = (name.strip().lower() for text in self.metrics for name in text.split(","))
+        self.metrics = tuple(dict.fromkeys(names))
         unknown = [name for name in self.metrics if name not in METRICS]
         if unknown or not self.metrics:
             raise ValueError(f"metrics are some of {', '.join(METRICS)}; got {','.join(self.metrics) or 'none'}")

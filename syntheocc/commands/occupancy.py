@@ -1,0 +1,104 @@
+"""``syntheocc occupancy train | predict | eval``: the perception models, from images to occupancy.
+
+    syntheocc occupancy train sparseocc --preset small --dataroot DATA --output-dir MODEL
+    syntheocc occupancy predict --weights MODEL --dataroot DATA --output-dir PREDICTIONS
+    syntheocc occupancy eval --weights MODEL --dataroot DATA --output-dir PREDICTIONS
+
+The same programs as ``python -m syntheocc.occupancy.perception.train | predict | evaluate``. All run under torchrun
+too: ``torchrun --nproc_per_node 8 -m syntheocc.commands occupancy train sparseocc ...``.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_PROGRAM = "syntheocc occupancy"
+_USAGE = """usage: syntheocc occupancy {train,predict,eval} ...
+
+  train MODEL   train a perception model on labelled frames
+  predict       occupancy of frames, one <token>.npz each
+  eval          predict, and score against the labels
+
+`syntheocc occupancy predict --help` lists the flags of a job."""
+
+
+@dataclass(kw_only=True)
+class OccupancyCommands:
+    """Train perception models, predict with them and score them: train | predict | eval."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a job; returns the exit status.
+
+    Args:
+        argv: what follows ``syntheocc occupancy``.
+    """
+    from syntheocc.commands import exit_status
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_USAGE)
+        return 0 if argv else 2
+    try:
+        job, config = parse(argv)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return exit_status(job, config)
+
+
+def parse(argv: Sequence[str]) -> tuple[Callable[[Any], int], Any]:
+    """The job of a command line and its settings.
+
+    Raises:
+        ValueError: no such job or model; a flag that there is not ends the program with status 2.
+    """
+    import tyro
+
+    from syntheocc.commands import with_help
+    from syntheocc.occupancy.perception.settings import EvaluateConfig, PredictConfig
+
+    name, rest = argv[0], list(argv[1:])
+    if name == "train":
+        model, kind = _model(rest)
+        return _train, tyro.cli(with_help(kind, model=model), prog=f"{_PROGRAM} train {model}", args=rest[1:])
+    jobs: dict[str, tuple[Callable[[Any], int], type]] = {
+        "predict": (_predict, PredictConfig),
+        "eval": (_evaluate, EvaluateConfig),
+    }
+    if name not in jobs:
+        raise ValueError(f"there is no {name!r}; there are train, {', '.join(jobs)}")
+    job, kind = jobs[name]
+    return job, tyro.cli(with_help(kind), prog=f"{_PROGRAM} {name}", args=rest)
+
+
+def _model(rest: Sequence[str]) -> tuple[str, type]:
+    """The model that is to be trained and its settings."""
+    from syntheocc.occupancy.perception.registry import MODELS, model_entry
+
+    name = rest[0] if rest else ""
+    if not name or name.startswith("-"):
+        raise ValueError(
+            f"say which model: {_PROGRAM} train {{{','.join(MODELS)}}} ...; --help after it lists its flags"
+        )
+    return name, model_entry(name).train_settings
+
+
+def _train(config: Any) -> int:
+    from syntheocc.occupancy.perception.train import exit_status, train
+
+    return exit_status(train(config))
+
+
+def _predict(config: Any) -> int:
+    from syntheocc.occupancy.perception.predict import predict, report
+
+    report(config, predict(config))
+    return 0
+
+
+def _evaluate(config: Any) -> int:
+    from syntheocc.occupancy.perception.evaluate import evaluate, report
+
+    report(config, evaluate(config))
+    return 0
