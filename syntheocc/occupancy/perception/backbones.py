@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["RESNETS", "STRIDES", "FeaturePyramid", "ImageEncoder", "ResNet", "fold_batch_norms", "frozen_statistics"]
+__all__ = [
+    "RESNETS",
+    "STRIDES",
+    "FeaturePyramid",
+    "ImageEncoder",
+    "ResNet",
+    "checkpointed",
+    "fold_batch_norms",
+    "frozen_statistics",
+]
 
 # (channels of the stem, channels of the stages, blocks of the stages, kind of block)
 RESNETS: dict[str, tuple[int, tuple[int, ...], tuple[int, ...], str]] = {
@@ -62,14 +71,14 @@ class ResNet(nn.Module):
         """The four stages; each has its blocks in `layers`."""
         return self.encoder.stages
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Images [N, 3, H, W] to maps of strides 4, 8, 16 and 32."""
+    def forward(self, images: Tensor, num_stages: int = 4) -> list[Tensor]:
+        """Images [N, 3, H, W] to maps of strides 4, 8, 16 and 32, the first `num_stages` of them."""
         x = self.embedder(images)
         maps = []
-        for stage in self.stages:
+        for stage in self.stages[:num_stages]:
             for block in stage.layers:
                 if self.gradient_checkpointing and torch.is_grad_enabled():
-                    x = _checkpointed(block, x)
+                    x = checkpointed(block, x)
                 else:
                     x = block(x)
             maps.append(x)
@@ -182,7 +191,8 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
-def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+def checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+    """The block's output; its activations are computed again in the backward pass, without counting a batch twice."""
     if not any(isinstance(m, _BatchNorm) and m.training for m in block.modules()):
         return checkpoint(block, x, use_reentrant=False)
 

@@ -45,6 +45,12 @@ class OccupancyBatch:
     """int32 [B, X, Y, Z], 0 none; None without."""
     photometric: Photometric | None = None
     """Colour changes of the B*T*V images."""
+    intrinsics: Tensor | None = None
+    """float32 [B, T, V, 3, 3] of the original images; zeros: no such camera."""
+    image_transforms: Tensor | None = None
+    """float32 [B, T, V, 4, 4] from the original images to the network's input; zeros: no such camera."""
+    grid_transforms: Tensor | None = None
+    """float32 [B, 4, 4] from the grid's frame to the augmented one."""
 
     def to(self, device: torch.device | str) -> "OccupancyBatch":
         """The batch on another device."""
@@ -91,4 +97,7 @@ def collate(samples: Sequence[OccupancyBatch]) -> OccupancyBatch:
         semantics=join("semantics"),
         instances=join("instances"),
         photometric=join("photometric"),
+        intrinsics=join("intrinsics"),
+        image_transforms=join("image_transforms"),
+        grid_transforms=join("grid_transforms"),
     )

@@ -7,6 +7,7 @@ the device: images are resampled bilinearly from the stored ones, which are abou
 Legend: N key frames, V views, T frames of a sample, H W stored images, X Y Z voxels.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,13 @@ from torch.utils.data import Dataset
 
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.perception.batch import OccupancyBatch
-from syntheocc.occupancy.perception.dataset import OccupancyFrames, Sampling, index_generator, shuffled_round
+from syntheocc.occupancy.perception.dataset import (
+    OccupancyFrames,
+    Sampling,
+    image_generator,
+    index_generator,
+    shuffled_round,
+)
 from syntheocc.occupancy.perception.images import load_image
 from syntheocc.occupancy.perception.photometric import draw_photometric
 from syntheocc.occupancy.perception.transforms import (
@@ -56,6 +63,8 @@ class FrameStore:
     """uint8 [N, X, Y, Z], 255 unknown."""
     instances: Tensor | None = None
     """integer [N, X, Y, Z], 0 none."""
+    window: Tensor | None = None
+    """float64 [4, 4] from the original images to the stored ones (`ImageTransform.matrix`); None: the same."""
 
     def __post_init__(self):
         number, views = len(self.tokens), self.images.shape[1]
@@ -97,9 +106,13 @@ class FrameStore:
                 raise ValueError(f"some stores have {name} and others have not")
             to = device if name in ("images", "semantics", "instances") else torch.device("cpu")
             joined[name] = None if values[0] is None else torch.cat([value.to(to) for value in values])
+        windows = [torch.eye(4, dtype=torch.float64) if s.window is None else s.window for s in stores]
+        if any(not torch.equal(window, windows[0]) for window in windows):
+            raise ValueError("stores of differently scaled images do not go together")
         return FrameStore(
             previous=torch.cat([store.previous + start for store, start in zip(stores, starts, strict=True)]),
             tokens=[token for store in stores for token in store.tokens],
+            window=stores[0].window,
             **joined,
         )
 
@@ -142,25 +155,36 @@ class CachedFrames(Dataset):
         """One frame's sample; `generator` is needed in training."""
         store, sampling = self.store, self.sampling
         rows = [row]
-        while len(rows) < sampling.num_frames:
-            rows.append(int(store.previous[rows[-1]]))
+        while len(rows) < sampling.num_frames and (before := int(store.previous[rows[-1]])) != rows[-1]:
+            rows.append(before)
+        rows += [row if sampling.missing == "current" else rows[-1]] * (sampling.num_frames - len(rows))
         height, width = store.images.shape[2:4]
-        turn, transform, draw = GridTransform(), sampling.image.for_test(height, width), None
+        turn, draw, views = GridTransform(), None, store.images.shape[1]
+        transforms = [sampling.image.for_test(height, width)] * views
         if sampling.training:
             if generator is None:
                 raise ValueError("training samples are drawn at random: give a generator")
             if sampling.grid_turns:
                 turn = draw_grid_transform(generator, sampling.max_yaw)
             image_seed = int(torch.randint(2**62, (), generator=generator))
-            transform = sampling.image.draw(height, width, torch.Generator().manual_seed(image_seed))
+            transforms = [
+                sampling.image.draw(height, width, image_generator(image_seed, view, sampling.image))
+                for view in range(views)
+            ]
             if sampling.photometric:
-                draw = draw_photometric(len(rows) * store.images.shape[1], generator)
+                draw = draw_photometric(len(rows) * views, generator)
         read = rows[:1] if sampling.current_only else rows
-        images = _resample(store.images[read].flatten(0, 1), transform).unflatten(0, (len(read), -1))
+        if len(set(transforms)) == 1:
+            images = _resample(store.images[read].flatten(0, 1), transforms[0]).unflatten(0, (len(read), -1))
+        else:
+            images = torch.stack([_resample(store.images[read, v], t) for v, t in enumerate(transforms)], 1)
+        exists = store.intrinsics[rows].flatten(2).any(-1)
+        matrices = torch.stack([t.matrix() for t in transforms])
+        window = torch.eye(4, dtype=torch.float64) if store.window is None else store.window
         projection = torch.zeros(len(rows), store.images.shape[1], 4, 4, dtype=torch.float64)
         projection[..., :3, :3] = store.intrinsics[rows]
-        projection[..., 3, 3] = store.intrinsics[rows].flatten(2).any(-1)
-        matrix = transform.matrix() @ projection @ invert_rigid(store.cam2global[rows])
+        projection[..., 3, 3] = exists
+        matrix = matrices @ projection @ invert_rigid(store.cam2global[rows])
         device, labels = store.images.device, {}
         for name, fill in (("semantics", 255), ("instances", 0)):
             values: Tensor | None = getattr(store, name)
@@ -174,6 +198,9 @@ class CachedFrames(Dataset):
             tokens=[store.tokens[row]],
             shots=[[store.tokens[r] for r in rows]],
             photometric=draw,
+            intrinsics=(torch.linalg.inv(window)[:3, :3] @ store.intrinsics[rows]).float()[None],
+            image_transforms=(matrices @ window * exists[..., None, None]).float()[None],
+            grid_transforms=turn.matrix().float()[None],
             **labels,
         )
         return batch.to(device)
@@ -229,6 +256,7 @@ def store_frames(dataset: OccupancyFrames, device: torch.device | str = "cpu") -
         tokens=list(rows),
         semantics=_stacked(labels, "semantics", device),
         instances=_stacked(labels, "instances", device),
+        window=None if window is None else window.matrix(),
     )
 
 
@@ -252,7 +280,26 @@ def _resample(images: Tensor, transform: ImageTransform) -> Tensor:
     # Pixel centres of the window in the scaled image, then as shares of it: -1 is its left edge, 1 its right one.
     x = 2 * (column + transform.left + 0.5) / scaled_width - 1
     y = 2 * (torch.arange(transform.height, device=device) + transform.top + 0.5) / scaled_height - 1
-    grid = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], -1).expand(len(images), -1, -1, -1)
+    x, y = x.expand(len(y), -1), y[:, None].expand(-1, len(x))
+    if transform.rotation:
+        x, y = _turned(x, y, transform, scaled_width, scaled_height)
+    grid = torch.stack([x, y], -1).expand(len(images), -1, -1, -1)
     pixels = F.grid_sample(images.permute(0, 3, 1, 2).float(), grid, mode="bilinear", align_corners=False)
-    inside = (x.abs() < 1) & (y.abs() < 1)[:, None]
+    inside = (x.abs() < 1) & (y.abs() < 1)
     return (pixels * inside).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _turned(
+    x: Tensor, y: Tensor, transform: ImageTransform, scaled_width: int, scaled_height: int
+) -> tuple[Tensor, Tensor]:
+    """Where the pixels of a turned window come from: its places about the window's centre, turned back."""
+    centers = transform.left + transform.width / 2, transform.top + transform.height / 2
+    u, v = (x + 1) / 2 * scaled_width - centers[0], (y + 1) / 2 * scaled_height - centers[1]
+    # The columns are mirrored already; a mirrored window turns the other way round in the image.
+    angle = -transform.rotation if transform.flip else transform.rotation
+    cos, sin = math.cos(angle), math.sin(angle)
+    u, v = cos * u - sin * v, sin * u + cos * v
+    # The window is cut out before it is turned: its corners turn black.
+    cut = (u.abs() < transform.width / 2) & (v.abs() < transform.height / 2)
+    x, y = 2 * (u + centers[0]) / scaled_width - 1, 2 * (v + centers[1]) / scaled_height - 1
+    return torch.where(cut, x, -9.0), torch.where(cut, y, -9.0)

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -63,6 +63,9 @@ class Sampling:
         training: augment and draw the history at random; off, everything depends on the frame alone.
         grid_turns: mirror and turn the grid in training.
         max_yaw: largest turn, radians.
+        random_history: draw the older images' spacing in training, as SparseOcc is trained; off, they are the key
+            frames before, as in tests.
+        missing: what stands in for frames before the scene's start: its oldest frame, or the current one.
         photometric: draw colour changes in training; the step applies them on its device.
         current_only: read the current images alone, for a model that remembers its feature maps; the projections are
             still those of all T frames. Not for training.
@@ -78,6 +81,8 @@ class Sampling:
     training: bool = False
     grid_turns: bool = True
     max_yaw: float = float(np.deg2rad(22.5))
+    random_history: bool = True
+    missing: Literal["oldest", "current"] = "oldest"
     photometric: bool = True
     current_only: bool = False
     draft: bool = True
@@ -169,28 +174,32 @@ class OccupancyFrames(Dataset):
         """
         sampling = self.sampling
         turn = GridTransform()
-        if sampling.training:
-            if generator is None:
-                raise ValueError("training samples are drawn at random: give a generator")
+        if sampling.training and generator is None:
+            raise ValueError("training samples are drawn at random: give a generator")
+        if sampling.training and sampling.random_history:
+            assert generator is not None
             older = self.history.random_shots(frame.token, sampling.num_frames - 1, generator)
-            if sampling.grid_turns:
-                turn = draw_grid_transform(generator, sampling.max_yaw)
         else:
-            older = self.history.key_shots(frame.token, sampling.num_frames - 1)
-        # The same draw for all images of a sample, whatever their size.
+            older = self.history.key_shots(frame.token, sampling.num_frames - 1, sampling.missing)
+        if sampling.training and sampling.grid_turns:
+            assert generator is not None
+            turn = draw_grid_transform(generator, sampling.max_yaw)
+        # The same draw for all images of a sample (or of a camera), whatever their size.
         image_seed = int(torch.randint(2**62, (), generator=generator)) if sampling.training else None
         shots = [self.history.current(frame.token), *older]
         read = 1 if sampling.current_only else len(shots)
         images = np.zeros((read, len(self.cameras), sampling.image.height, sampling.image.width, 3), np.uint8)
         ego2img = torch.zeros(len(shots), len(self.cameras), 4, 4, dtype=torch.float64)
+        intrinsics, transforms = torch.zeros_like(ego2img[..., :3, :3]), torch.zeros_like(ego2img)
         grid2global = self.grid2global(frame) @ torch.linalg.inv(turn.matrix())
         loaded: dict[Path, np.ndarray] = {}  # at a scene's start the same shot comes several times
         for t, shot in enumerate(shots):
             for v, name in enumerate(self.cameras):
                 camera = self._camera(shot, name)
                 if camera is not None:
-                    transform = self._image_transform(camera.size, image_seed)
+                    transform = self._image_transform(camera.size, image_seed, v)
                     ego2img[t, v] = _projection(camera, transform) @ grid2global
+                    intrinsics[t, v], transforms[t, v] = camera.intrinsics, transform.matrix()
                     if t < read:
                         images[t, v] = self._pixels(camera, transform, loaded)
         if not bool(ego2img[0].any()):
@@ -208,6 +217,9 @@ class OccupancyFrames(Dataset):
             semantics=semantics,
             instances=instances,
             photometric=draw,
+            intrinsics=intrinsics.float()[None],
+            image_transforms=transforms.float()[None],
+            grid_transforms=turn.matrix().float()[None],
         )
 
     def images_of(self, token: str) -> Tensor:
@@ -237,10 +249,10 @@ class OccupancyFrames(Dataset):
             loaded[camera.path] = load_image(camera.path, camera.size, transform, draft, decoder)
         return loaded[camera.path]
 
-    def _image_transform(self, size: tuple[int, int], image_seed: int | None) -> ImageTransform:
+    def _image_transform(self, size: tuple[int, int], image_seed: int | None, view: int) -> ImageTransform:
         if image_seed is None:
             return self.sampling.image.for_test(*size)
-        return self.sampling.image.draw(*size, torch.Generator().manual_seed(image_seed))
+        return self.sampling.image.draw(*size, image_generator(image_seed, view, self.sampling.image))
 
     def grid2global(self, frame: Frame) -> Tensor:
         """From the grid's frame to the one that camera poses end in, float64 [4, 4]."""
@@ -319,6 +331,13 @@ def index_generator(seed: int, index: int) -> torch.Generator:
     """A generator whose numbers have nothing to do with those of the neighbouring indices."""
     digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=7).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+def image_generator(image_seed: int, view: int, augmentation: ImageAugmentation) -> torch.Generator:
+    """The generator of a view's image transform: the sample's, or with `per_camera` one of its own."""
+    if augmentation.per_camera:
+        return index_generator(image_seed, view)
+    return torch.Generator().manual_seed(image_seed)
 
 
 def shuffled_round(seed: int, epoch: int, frames: int, rounds: int) -> list[int]:

@@ -101,16 +101,19 @@ class ShotHistory:
         """A key frame's own shot."""
         return key_shot(self._by_token[token])
 
-    def key_shots(self, token: str, number: int) -> list[Shot]:
+    def key_shots(self, token: str, number: int, missing: str = "oldest") -> list[Shot]:
         """The `number` key frames before one, the newest first; at a scene's start its first one repeats.
 
-        This is what the published model is tested with.
+        This is what the published SparseOcc is tested with. With ``missing="current"`` the frame itself stands in for
+        those that there are not, as in BEVDet4D.
         """
         shots = [self.current(token)]
         at = self.previous(token)
         while at is not None and len(shots) <= number:
             shots.append(key_shot(at))
             at = self.previous(at.token)
+        if missing == "current":
+            return (shots[1:] + shots[:1] * number)[:number]
         # A scene's first frame has nothing before it but itself.
         return (shots[1:] + [shots[-1]] * number)[:number]
 

@@ -5,6 +5,7 @@ skips the rest of the work. The rest of the way is one bicubic resampling of the
 picture is 800 x 450, and the published network's window needs 608 to 880 columns of the scaled image.
 """
 
+import math
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -83,7 +84,11 @@ def _window(picture: Any, transform: ImageTransform, scaled_height: int, scaled_
         part = np.asarray(picture.resize((right - left, bottom - top), Image.Resampling.BICUBIC, box=box))
         rows = slice(top - transform.top, bottom - transform.top)
         out[rows, left - transform.left : right - transform.left] = part
-    return np.ascontiguousarray(out[:, ::-1]) if transform.flip else out
+    out = np.ascontiguousarray(out[:, ::-1]) if transform.flip else out
+    if transform.rotation:
+        turned = Image.fromarray(out).rotate(math.degrees(transform.rotation), Image.Resampling.BILINEAR)
+        out = np.array(turned)
+    return out
 
 
 def _decode_turbo(path: str | os.PathLike, size: tuple[int, int], needed: tuple[int, int]) -> Any:

@@ -25,13 +25,14 @@ __all__ = ["GridTransform", "ImageAugmentation", "ImageTransform", "draw_grid_tr
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """An image scaled, then cropped to a window (black where it reaches beyond the image), then mirrored.
+    """An image scaled, then cropped to a window (black where it reaches beyond the image), mirrored, and turned.
 
     Args:
         scale: of the original image.
         left, top: the window's corner in scaled pixels.
         height, width: the window's size, H and W.
         flip: mirror the window left to right.
+        rotation: radians, counter-clockwise as one looks at the window, about its centre.
     """
 
     scale: float
@@ -40,6 +41,7 @@ class ImageTransform:
     height: int
     width: int
     flip: bool = False
+    rotation: float = 0.0
 
     def scaled_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width, whole pixels, of the scaled image."""
@@ -53,6 +55,12 @@ class ImageTransform:
         a[0, 2], a[1, 2] = -self.left, -self.top
         if self.flip:
             a[0, 0], a[0, 2] = -a[0, 0], self.width - a[0, 2]
+        if self.rotation:
+            cos, sin = math.cos(self.rotation), math.sin(self.rotation)
+            turn = torch.tensor([[cos, sin], [-sin, cos]], dtype=torch.float64)  # v points down
+            center = torch.tensor([self.width, self.height], dtype=torch.float64) / 2
+            a[:2, :3] = turn @ a[:2, :3]
+            a[:2, 2] += center - turn @ center
         return a
 
 
@@ -65,17 +73,24 @@ class ImageAugmentation:
         scales: range of the training scale, in units of the test scale (which makes the image cover the window). The
             published range is 0.38 to 0.55 with a test scale of 0.44.
         flip: mirror half of the training samples.
+        max_rotation: largest turn in training, radians.
+        per_camera: a draw of its own for each camera of a sample, instead of one for all of them; either way a
+            camera's frames share theirs.
 
     Raises:
-        ValueError: sizes or scales that are not positive.
+        ValueError: sizes or scales that are not positive, or a negative turn.
     """
 
     height: int
     width: int
     scales: tuple[float, float] = (0.38 / 0.44, 0.55 / 0.44)
     flip: bool = True
+    max_rotation: float = 0.0
+    per_camera: bool = False
 
     def __post_init__(self):
+        if self.max_rotation < 0:
+            raise ValueError(f"max_rotation must not be negative, got {self.max_rotation}")
         if self.height < 1 or self.width < 1 or not 0 < self.scales[0] <= self.scales[1]:
             raise ValueError(
                 f"an input of {self.height} x {self.width} pixels at scales {self.scales}: all must be positive, in "
@@ -95,7 +110,7 @@ class ImageAugmentation:
         return ImageTransform(scale, left, scaled_height - self.height, self.height, self.width)
 
     def draw(self, height: int, width: int, generator: torch.Generator) -> ImageTransform:
-        """A training transform: random scale, the window at the bottom at a random place, mirrored or not."""
+        """A training transform: random scale, the window at the bottom at a random place, mirrored or not, turned."""
         share, place, mirror = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
         low, high = self.scales
         scale = self.test_scale(height, width) * (low + share * (high - low))
@@ -103,7 +118,10 @@ class ImageAugmentation:
         scaled_height, scaled_width = transform.scaled_size(height, width)
         left = int(place * max(0, scaled_width - self.width))
         flip = self.flip and mirror < 0.5
-        return ImageTransform(scale, left, scaled_height - self.height, self.height, self.width, flip)
+        turn = 0.0
+        if self.max_rotation:  # drawn only where it is wanted: other recipes' draws stay what they were
+            turn = self.max_rotation * (2 * float(torch.rand((), generator=generator, dtype=torch.float64)) - 1)
+        return ImageTransform(scale, left, scaled_height - self.height, self.height, self.width, flip, turn)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,8 @@ def both(frames, labels=labels_of, rounds=1, **options):
 def assert_same(one, other, tolerance):
     assert one.tokens == other.tokens and one.shots == other.shots
     torch.testing.assert_close(one.ego2img, other.ego2img, rtol=1e-5, atol=1e-3)
+    for name in ("intrinsics", "image_transforms", "grid_transforms"):
+        torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-4, atol=1e-3)
     difference = (one.images.int() - other.images.int()).abs()
     assert one.images.shape == other.images.shape and float(difference.float().mean()) < tolerance
     if one.semantics is not None:
@@ -79,6 +81,38 @@ def test_training_samples_are_those_of_the_files(frames):
     assert cached.order(1) == files.order(1) and sorted(cached.order(4)) == [4, 5, 6, 7]
     batch = collate([cached[0], cached[5]])
     assert tuple(batch.images.shape) == (2, 3, 2, 3, 32, 80) and batch.photometric.hue.shape == (12,)
+
+
+def test_turned_images_and_draws_of_each_camera(frames):
+    """The published recipe of OccFlowNet: each camera has its own draw, which its frames share, and is turned."""
+    image = replace(IMAGE, max_rotation=0.2, per_camera=True)
+    sampling = Sampling(num_frames=3, image=image, draft=False, training=True, photometric=False)
+    files = OccupancyFrames(frames, sampling, SPEC, seed=3)
+    cached = CachedFrames(store_frames(files), sampling, SPEC, seed=3)
+    for i in range(4):
+        assert_same(files[i], cached[i], 3.0)
+        a = files[i].image_transforms[0]
+        assert torch.equal(a[0], a[1]) and torch.equal(a[0], a[2]) and not torch.equal(a[0, 0], a[0, 1])
+        assert a[0, 0, 0, 1] != 0
+
+
+def test_a_projection_is_made_of_what_comes_with_it(frames):
+    """ego2img = image transform @ intrinsics @ ego2cam @ inv(grid transform)."""
+    sample = both(frames, training=True)[0][0]
+    k = torch.eye(4).repeat(3, 2, 1, 1)
+    k[..., :3, :3] = sample.intrinsics[0]
+    ego2cam = torch.linalg.inv(sample.image_transforms[0] @ k) @ sample.ego2img[0] @ sample.grid_transforms[0]
+    (frame,) = [f for f in frames if f.token == "f2"]
+    for v, camera in enumerate(frame.cameras.values()):
+        torch.testing.assert_close(torch.linalg.inv(ego2cam[0, v]), camera.cam2ego.float(), atol=1e-3, rtol=0)
+
+
+def test_the_current_frame_stands_in_for_frames_before_the_scene(frames):
+    files, cached = both(frames, missing="current")
+    for dataset in (files, cached):
+        assert [dataset[i].shots[0] for i in range(4)] == [
+            ["f2", "f1", "f0"], ["f0", "f0", "f0"], ["f3", "f3", "f3"], ["f1", "f0", "f1"],
+        ]  # fmt: skip
 
 
 def test_missing_cameras_and_labels(frames):

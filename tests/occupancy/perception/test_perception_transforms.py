@@ -40,6 +40,19 @@ def test_published_image_matrices():
     assert mirrored.matrix().tolist() == [[-0.5, 0, 744, 0], [0, 0.5, -194, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 
 
+def test_turns_by_hand():
+    """A quarter turn counter-clockwise about the centre (352, 128): what was right of it is above it."""
+    turn = ImageTransform(1.0, 0, 0, 256, 704, rotation=math.pi / 2).matrix()
+    moved = turn @ torch.tensor([362.0, 128, 1, 1]).double()
+    assert torch.allclose(moved, torch.tensor([352.0, 118, 1, 1]).double())
+    g = rng()
+    augmentation = ImageAugmentation(height=256, width=704, max_rotation=math.radians(5.4))
+    angles = torch.tensor([augmentation.draw(900, 1600, g).rotation for _ in range(200)]).rad2deg()
+    assert 5.0 < float(angles.max()) <= 5.4 and -5.4 <= float(angles.min()) < -5.0
+    with pytest.raises(ValueError, match="max_rotation"):
+        ImageAugmentation(height=256, width=704, max_rotation=-0.1)
+
+
 def test_training_draws_cover_the_published_range():
     augmentation = ImageAugmentation(height=256, width=704)
     g = rng()
@@ -116,7 +129,12 @@ def test_the_matrix_says_where_pixels_go(picture, tmp_path):
     pixels = np.zeros((90, 160, 3), np.uint8)
     pixels[50:54, 90:94] = 255  # centre of the spot: pixel (91.5, 51.5)
     Image.fromarray(pixels).save(tmp_path / "spot.png")
-    for transform in (ImageTransform(0.5, 4, 10, 30, 60), ImageTransform(0.5, 4, 10, 30, 60, flip=True)):
+    for transform in (
+        ImageTransform(0.5, 4, 10, 30, 60),
+        ImageTransform(0.5, 4, 10, 30, 60, flip=True),
+        ImageTransform(0.5, 4, 10, 30, 60, rotation=0.3),
+        ImageTransform(0.5, 4, 10, 30, 60, flip=True, rotation=-0.3),
+    ):
         got = load_image(tmp_path / "spot.png", (90, 160), transform)[..., 0].astype(float)
         rows, columns = np.mgrid[:30, :60]
         at = (got * columns).sum() / got.sum(), (got * rows).sum() / got.sum()

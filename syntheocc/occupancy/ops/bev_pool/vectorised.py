@@ -37,8 +37,9 @@ class _BevPool(torch.autograd.Function):
         grad_depth, grad_rows = torch.empty_like(depth), torch.zeros_like(rows)
         for part in _chunks(depth):
             found = grad_out[_numbers(voxels[:, part], len(grad_out) - 1)]  # [N, k, P, C]
-            grad_depth[:, part] = torch.einsum("nkpc,npc->nkp", found, rows).view_as(depth[:, part]).to(depth.dtype)
-            grad_rows += torch.einsum("nkpc,nkp->npc", found, _flat(depth[:, part]).to(rows.dtype))
+            weights = _flat(depth[:, part]).to(rows.dtype)
+            grad_depth[:, part] = (found * rows[:, None]).sum(-1).view_as(depth[:, part]).to(depth.dtype)
+            grad_rows += (found * weights[..., None]).sum(1)
         return grad_depth, grad_rows.transpose(1, 2).reshape(context.shape).to(context.dtype), None, None
 
 
