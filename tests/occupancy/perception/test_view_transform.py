@@ -1,4 +1,4 @@
-"""Lift-splat geometry against points worked out by hand, and its invariance to the augmentation of images and grids."""
+"""Lift-splat geometry against points worked out by hand; images and grids augmented without moving anything."""
 
 import math
 
