@@ -1,0 +1,194 @@
+"""Objects that moved between frames: where a sample of another frame's ray is looked up in the key frame's volume.
+
+Instead of moving voxels (`rendering.scatter`), which leaves holes, every sample p of a ray of another frame goes back
+to where it was at key time (specs/occflownet_splattingocc.md 3.6):
+
+(i) p in a box as it stands at the other frame's time: looked up at ``target2source @ p``, where the object is in the
+volume; (ii) else p in a box as it stands at key time: the object has left, nothing is there; (iii) else at p.
+
+With classes, as in the published scattering, only voxels of a box's class move: boxes are padded, and the road under a
+car is not to move or vanish with it. (i) then holds where the volume's class at the source is the box's; (ii) leaves
+what is of other classes (`Field.stays`). Where boxes overlap the first row counts.
+
+A box is convex and a ray straight, so a ray is in a box between two distances, and in a moved box it is looked up
+along another straight ray. Both are found once a ray and box; the samples only compare distances.
+
+Legend: R rays, S samples, M boxes, K boxes of the ray with the most, N points.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from syntheocc.occupancy.rendering.rays import BoxMotion
+
+__all__ = ["RayWarp", "warp_points", "warp_rays"]
+
+
+@dataclass(eq=False)
+class RayWarp:
+    """Stretches of rays that are looked up elsewhere; columns beyond a ray's own are never entered.
+
+    Args:
+        enter, leave: [R, K] metres along the ray, in boxes at the ray's time; origins, directions [R, K, 3] the ray as
+            the volume is looked up there; labels int64 [R, K] of the boxes.
+        left_enter, left_leave: [R, L] metres, in boxes at key time.
+        by_class: only voxels of the box's class move.
+    """
+
+    enter: Tensor
+    leave: Tensor
+    origins: Tensor
+    directions: Tensor
+    labels: Tensor
+    left_enter: Tensor
+    left_leave: Tensor
+    by_class: bool
+
+    def select(self, rays: Tensor) -> "RayWarp":
+        """The rows of some rays (int64 indices or a bool mask)."""
+        values: dict[str, Any] = {k: v[rays] if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return RayWarp(**values)
+
+    def apply(
+        self,
+        points: Tensor,  # [R, S, 3]
+        distances: Tensor,  # [R, S]
+        class_at: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Where to look instead, [R, S, 3], and what an object has left, bool [R, S].
+
+        Args:
+            points: metres, on the rays.
+            distances: of the points along the rays.
+            class_at: the volume's class at points [..., 3], int64; asked only if `by_class`.
+        """
+        at, moved = points, torch.zeros_like(distances, dtype=torch.bool)
+        left = torch.zeros_like(moved)
+        for k in range(self.enter.shape[1]):
+            inside = (distances >= self.enter[:, k, None]) & (distances <= self.leave[:, k, None]) & ~moved
+            source = self.origins[:, k, None] + self.directions[:, k, None] * distances[..., None]
+            if self.by_class:
+                inside = inside & (class_at(source) == self.labels[:, k, None])
+            at = torch.where(inside[..., None], source, at)
+            moved = moved | inside
+        for k in range(self.left_enter.shape[1]):
+            left = left | (distances >= self.left_enter[:, k, None]) & (distances <= self.left_leave[:, k, None])
+        return at, left & ~moved
+
+
+def warp_rays(
+    origins: Tensor,  # [R, 3]
+    directions: Tensor,  # [R, 3]
+    frames: Tensor,  # [R]
+    samples: Tensor,  # [R]
+    motion: BoxMotion,
+    by_class: bool = True,
+) -> RayWarp:
+    """Finds the stretches of each ray in the boxes of its frame and sample.
+
+    Args:
+        origins: metres, key ego frame.
+        directions: unit vectors.
+        frames: int64, as in the boxes; rays of the key frame have no boxes and stay as they are.
+        samples: int64, index in the batch.
+        motion: the boxes, on the rays' device.
+        by_class: see `RayWarp`.
+    """
+    boxes = motion.to(origins.device, origins.dtype)
+    ray, box = _candidates(frames, samples, boxes)
+    half = boxes.padded_sizes / 2
+    spans = [_slab(pose, half, origins, directions, ray, box) for pose in (boxes.target2ego, boxes.source2ego)]
+    (enter, leave), (left_enter, left_leave) = spans
+    back = boxes.target2source
+    start = torch.einsum("pij,pj->pi", back[box, :3, :3], origins[ray]) + back[box, :3, 3]
+    way = torch.einsum("pij,pj->pi", back[box, :3, :3], directions[ray])
+    hit, left = leave >= enter, left_leave >= left_enter
+    moved = _by_ray(ray[hit], len(origins), enter[hit], leave[hit], boxes.labels[box[hit]])
+    gone = _by_ray(ray[left], len(origins), left_enter[left], left_leave[left])
+    lines = _by_ray(ray[hit], len(origins), start[hit], way[hit])
+    return RayWarp(moved[0], moved[1], lines[0], lines[1], moved[2], gone[0], gone[1], by_class)
+
+
+def warp_points(
+    points: Tensor,  # [N, 3]
+    frames: Tensor,  # [N]
+    samples: Tensor,  # [N]
+    motion: BoxMotion,
+    class_at: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The rule itself, point by point and box by box; `warp_rays` is what is fast.
+
+    Args:
+        points: metres, key ego frame.
+        frames: int64, the frame that each point was seen in.
+        samples: int64, index in the batch.
+        motion: the boxes.
+        class_at: the volume's class at points [n, 3] of samples [n], int64 [n]; None lets all of a box move.
+
+    Returns:
+        where to look instead, [N, 3], and what an object has left, bool [N].
+    """
+    at = points.clone()
+    moved, left = torch.zeros_like(frames, dtype=torch.bool), torch.zeros_like(frames, dtype=torch.bool)
+    half, back = motion.padded_sizes / 2, motion.target2source
+
+    def inside_of(pose: Tensor, m: int) -> Tensor:
+        same = (frames == motion.frames[m]) & (samples == motion.samples[m])
+        return same & (((points - pose[m, :3, 3]) @ pose[m, :3, :3]).abs() <= half[m]).all(1) & ~moved
+
+    for m in range(len(motion)):
+        inside = inside_of(motion.target2ego, m)
+        source = points @ back[m, :3, :3].T + back[m, :3, 3]
+        if class_at is not None:
+            inside &= class_at(source, samples) == motion.labels[m]
+        at[inside] = source[inside]
+        moved |= inside
+    for m in range(len(motion)):
+        left |= inside_of(motion.source2ego, m)
+    return at, left
+
+
+def _candidates(frames: Tensor, samples: Tensor, boxes: BoxMotion) -> tuple[Tensor, Tensor]:
+    """Pairs of a ray and a box of the same frame and sample, by ray and then by box: two int64 [P]."""
+    if not len(boxes) or not len(frames):
+        none = torch.zeros(0, dtype=torch.int64, device=frames.device)
+        return none, none
+    span = torch.maximum(frames.max(), boxes.frames.max()) + 1
+    ray_key, box_key = samples * span + frames, boxes.samples * span + boxes.frames
+    ordered = box_key.argsort(stable=True)
+    keys = box_key[ordered].contiguous()
+    first = torch.searchsorted(keys, ray_key.contiguous())
+    count = torch.searchsorted(keys, ray_key.contiguous(), right=True) - first
+    ray = torch.arange(len(frames), device=frames.device).repeat_interleave(count)
+    offset = torch.arange(len(ray), device=frames.device) - (count.cumsum(0) - count).repeat_interleave(count)
+    return ray, ordered[first[ray] + offset]
+
+
+def _slab(
+    pose: Tensor, half: Tensor, origins: Tensor, directions: Tensor, ray: Tensor, box: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Distances [P] between which ray is in box; the second is smaller where it never is."""
+    # Ego to box: the transposed rotation.
+    start = torch.einsum("pji,pj->pi", pose[box, :3, :3], origins[ray] - pose[box, :3, 3])
+    way = torch.einsum("pji,pj->pi", pose[box, :3, :3], directions[ray])
+    # A ray along a face stays between the planes or never is: so short a step reaches either in no time.
+    way = torch.where(way.abs() < 1e-12, 1e-12, way)
+    one, other = (-half[box] - start) / way, (half[box] - start) / way
+    return torch.minimum(one, other).amax(1).clamp_min(0), torch.maximum(one, other).amin(1)
+
+
+def _by_ray(ray: Tensor, rays: int, *columns: Tensor) -> list[Tensor]:
+    """Values [P, ...] of pairs, by ray, as [R, K, ...]; what is left over is -1, and so no stretch of any ray."""
+    count = torch.bincount(ray, minlength=rays)
+    slot = torch.arange(len(ray), device=ray.device) - (count.cumsum(0) - count)[ray]
+    width = int(count.max()) if rays else 0
+    padded = []
+    for values in columns:
+        rows = values.new_full((rays, width, *values.shape[1:]), -1)
+        rows[ray, slot] = values
+        padded.append(rows)
+    return padded
