@@ -36,6 +36,9 @@ class SparseOccCriterion(nn.Module):
     Args:
         config: the model's.
         weights: of the mask terms.
+
+    With `across_ranks` (the default) the number of segments is averaged over the processes of a job, which train one
+    model in step; processes of one job that each train a model of their own must switch it off.
     """
 
     class_weights: Tensor | None
@@ -45,6 +48,7 @@ class SparseOccCriterion(nn.Module):
         super().__init__()
         self.config = config
         self.weights = weights or MatchWeights()
+        self.across_ranks = True
         free = config.taxonomy.free
         frequencies = config.class_frequencies
         self.register_buffer(
@@ -154,9 +158,10 @@ class SparseOccCriterion(nn.Module):
         self, prediction: MaskPrediction, kept: Sequence[tuple[Tensor, Tensor, Tensor]]
     ) -> dict[str, Tensor]:
         """Losses of one prediction: summed over the matched pairs, divided by the number of segments."""
-        number = _mean_over_ranks(
-            torch.tensor(float(sum(len(classes) for classes, _, _ in kept)), device=prediction.class_logits.device)
-        ).clamp_min(1)
+        number = torch.tensor(
+            float(sum(len(classes) for classes, _, _ in kept)), device=prediction.class_logits.device
+        )
+        number = (_mean_over_ranks(number) if self.across_ranks else number).clamp_min(1)
         weights = self.weights
         mask = dice = focal = prediction.class_logits.float().sum() * 0 + prediction.mask_logits.float().sum() * 0
         for i, (classes, segments, known) in enumerate(kept):

@@ -1,0 +1,61 @@
+"""Perception models trained on the street world in minutes, and compared. The plan is in docs/perception.md.
+
+    torchrun --nproc_per_node 4 benchmarks/perception.py --output results
+    torchrun --nproc_per_node 1 benchmarks/perception.py --arms 4f --output results
+    python benchmarks/perception.py --smoke --output smoke      # a minute or two on a CPU, means nothing
+
+Every arm trains on one GPU, all for the same number of steps on the same drives in the same order. `--output` gets
+report.json and report.md, a folder for each arm (curve, weights in half precision of the best one, scores) and a few
+predictions as npz. An arm that is finished there is not trained again. All of it is bounded by `--seconds`.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--output", type=Path, required=True, help="folder of the results")
+    p.add_argument("--model", default="sparseocc_small", help="a row of perception_models.MODELS")
+    p.add_argument("--arms", default="8f,4f,1f,4f_accumulated", help="rows of perception_models.ARMS, with commas")
+    p.add_argument("--seconds", type=float, default=540, help="for everything")
+    p.add_argument("--drive_seconds", type=float, default=85, help="to make training drives, workers started")
+    p.add_argument("--scenes", type=int, default=48, help="held-out scenes of each level")
+    p.add_argument("--training_scenes", type=int, help="at most so many training scenes")
+    p.add_argument("--key_frames", type=int, default=20, help="of a training drive")
+    p.add_argument("--exam_frames", type=int, default=12, help="key frames of a held-out drive")
+    p.add_argument("--scored", default="7,11", help="its key frames that are scored, with commas")
+    p.add_argument("--batch", type=int, default=8, help="samples a step")
+    p.add_argument("--learning_rate", type=float, default=5e-4)
+    p.add_argument("--train_steps", type=int, help="steps of every arm; default: as many as the time allows")
+    p.add_argument("--seed", type=int, default=0, help="of the training world, the weights and the order")
+    p.add_argument("--resamples", type=int, default=1000, help="of the bootstrap")
+    p.add_argument("--workers", type=int, help="processes a rank that make drives (default: cores / ranks - 1)")
+    p.add_argument("--threads", type=int, default=2, help="CPU threads of a rank")
+    p.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    p.add_argument("--commit", help="commit to record where the checkout has no git")
+    p.add_argument("--smoke", action="store_true", help="tiny sizes: does the program run?")
+    return p
+
+
+def main(argv: list[str] | None = None) -> dict | None:
+    args = parser().parse_args(argv)
+    if args.workers is None:
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        args.workers = max(1, (os.cpu_count() or 1) // world - 1)
+    args.scored = tuple(int(number) for number in args.scored.split(","))
+    if args.smoke:
+        args.model, args.scenes, args.workers, args.resamples, args.batch = "sparseocc_tiny", 2, 0, 20, 2
+        args.training_scenes, args.key_frames, args.exam_frames, args.scored = 2, 3, 3, (1, 2)
+        args.train_steps = args.train_steps or 4
+    args.split = "test"
+    if max(args.scored) >= args.exam_frames:
+        raise SystemExit(f"key frame {max(args.scored)} cannot be scored in drives of {args.exam_frames}")
+    from perception_run import run
+
+    return run(args)
+
+
+if __name__ == "__main__":
+    main()
