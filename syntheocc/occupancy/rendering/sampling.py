@@ -5,12 +5,38 @@ Legend: R rays, S samples (S + 1 edges), K crossings.
 Specification: specs/occflownet_splattingocc.md 3.3 item 1, vector V5.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from syntheocc.occupancy.grids import GridSpec
 
-__all__ = ["edges_around", "resample", "uniform_edges", "voxel_edges"]
+__all__ = ["edges_around", "ray_jitter", "resample", "uniform_edges", "voxel_edges"]
+
+
+def ray_jitter(
+    samples: Tensor,  # [R]
+    edges: int,
+    generators: torch.Generator | Sequence[torch.Generator],
+) -> Tensor:
+    """Random numbers [R, edges] from -1/2 to 1/2 for `uniform_edges`.
+
+    Args:
+        samples: int64, index in the batch of each ray.
+        edges: how many edges of a ray move.
+        generators: one for all rays, or one for each sample: then a sample's rays get the same numbers in any batch.
+            Numbers are drawn where a generator lives, so those of the CPU are the same for all devices.
+    """
+    if isinstance(generators, torch.Generator):
+        drawn = torch.rand(len(samples), edges, generator=generators, device=generators.device)
+        return drawn.to(samples.device) - 0.5
+    jitter = torch.zeros(len(samples), edges, device=samples.device)
+    for sample, generator in enumerate(generators):
+        rows = (samples == sample).nonzero()[:, 0]
+        drawn = torch.rand(len(rows), edges, generator=generator, device=generator.device)
+        jitter[rows] = drawn.to(samples.device) - 0.5
+    return jitter
 
 
 def uniform_edges(
@@ -20,7 +46,7 @@ def uniform_edges(
     count: int,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    generator: torch.Generator | None = None,
+    jitter: Tensor | None = None,
 ) -> Tensor:
     """Edges [R, S + 1] of even intervals.
 
@@ -31,14 +57,13 @@ def uniform_edges(
         count: intervals of a ray.
         device: where the result lies.
         dtype: its type.
-        generator: moves every inner edge by up to half an interval either way (training); None moves none.
+        jitter: [R, S - 1] from -1/2 to 1/2, by how many intervals each inner edge moves (`ray_jitter`, training).
     """
     edges = torch.linspace(near, far, count + 1, dtype=dtype, device=device).expand(rays, -1)
-    if generator is None:
+    if jitter is None:
         return edges
-    # Drawn where the generator lives and for all rays at once: the same whatever the device and the chunks.
-    noise = torch.rand(rays, max(count - 1, 0), generator=generator, device=generator.device).to(edges) - 0.5
-    return torch.cat([edges[:, :1], edges[:, 1:-1] + noise * ((far - near) / count), edges[:, -1:]], 1)
+    moved = edges[:, 1:-1] + jitter.to(edges) * ((far - near) / count)
+    return torch.cat([edges[:, :1], moved, edges[:, -1:]], 1)
 
 
 def resample(

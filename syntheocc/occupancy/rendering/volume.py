@@ -81,6 +81,11 @@ class RenderSettings:
                 "the exact intervals lie between voxels; the legacy lookup knows none. Choose one of both"
             )
 
+    @property
+    def intervals(self) -> int:
+        """Even intervals that a ray is first cut into."""
+        return self.proposals if self.sampling == "importance" else self.samples
+
 
 @dataclass(eq=False)
 class Field:
@@ -112,7 +117,7 @@ def render_rays(
     spec: GridSpec,
     settings: RenderSettings | None = None,
     warp: RayWarp | None = None,
-    generator: torch.Generator | None = None,
+    jitter: Tensor | None = None,  # [R, settings.intervals - 1]
     front_limits: Tensor | None = None,  # [R]
     keep_samples: bool = False,
 ) -> RenderedRays:
@@ -126,7 +131,8 @@ def render_rays(
         spec: where the voxels lie.
         settings: `RenderSettings()` if None.
         warp: where samples are looked up instead (objects that moved), a row a ray.
-        generator: jitters the sampling (training). None: the same samples every time (evaluation).
+        jitter: moves the even intervals' edges (`ray_jitter`, training). None: samples are the same every time
+            (evaluation). Exact intervals have none.
         front_limits: metres; for `RenderedRays.front`, the free-space loss.
         keep_samples: also return weights, midpoints and lengths of the samples (distortion loss).
 
@@ -147,17 +153,15 @@ def render_rays(
         2.0
     """
     settings = settings or RenderSettings()
-    _check(fields, index, origins, directions, spec, warp, front_limits)
+    _check(fields, index, origins, directions, spec, settings, warp, jitter, front_limits)
     dtype = torch.float64 if fields[0].density.dtype == torch.float64 else torch.float32
     with torch.autocast(origins.device.type, enabled=False):
         fields = [Field(f.density.to(dtype), f.semantics.to(dtype), f.classes, f.stays) for f in fields]
         origins, directions = origins.detach().to(dtype), directions.detach().to(dtype)
         edges = None
         if settings.sampling != "exact":
-            count = settings.proposals if settings.sampling == "importance" else settings.samples
-            edges = uniform_edges(
-                len(index), settings.near, settings.far, count, origins.device, dtype, generator
-            )  # fmt: skip
+            near, far, count = settings.near, settings.far, settings.intervals
+            edges = uniform_edges(len(index), near, far, count, origins.device, dtype, jitter)
         parts, order = [], []
         pieces = _pieces(index, len(fields), settings.chunk)
         again = len(pieces) > 1 and torch.is_grad_enabled()
@@ -282,7 +286,9 @@ def _check(
     origins: Tensor,
     directions: Tensor,
     spec: GridSpec,
+    settings: RenderSettings,
     warp: RayWarp | None,
+    jitter: Tensor | None,
     limits: Tensor | None,
 ) -> None:
     if not fields:
@@ -303,6 +309,7 @@ def _check(
         ("origins", origins, (*rays, 3)),
         ("directions", directions, (*rays, 3)),
         ("front_limits", limits, rays),
+        ("jitter", jitter, (*rays, settings.intervals - 1)),
         ("warp", None if warp is None else warp.enter[:, :0].sum(1), rays),
     ):
         if value is None:

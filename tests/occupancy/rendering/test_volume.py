@@ -17,7 +17,7 @@ from syntheocc.occupancy.rendering.compositing import (
 )
 from syntheocc.occupancy.rendering.lookup import nearest, trilinear, voxel_coordinates
 from syntheocc.occupancy.rendering.raycast import cast_rays
-from syntheocc.occupancy.rendering.sampling import edges_around, resample, uniform_edges, voxel_edges
+from syntheocc.occupancy.rendering.sampling import edges_around, ray_jitter, resample, uniform_edges, voxel_edges
 from syntheocc.occupancy.rendering.volume import Field, RenderSettings, fields_of, render_rays
 
 SPEC = GridSpec(lower=(-2.0, -1.6, -0.8), voxel_size=0.4, shape=(12, 8, 5))
@@ -151,12 +151,12 @@ def test_trilinear_is_the_sum_over_eight_corners_with_gradients():
     assert float(nearest(volume, far).detach().abs().max()) == 0
 
 
-def test_uniform_edges_jitter_by_half_an_interval_and_only_with_a_generator():
+def test_uniform_edges_move_by_half_an_interval_and_only_if_asked_to():
     still = uniform_edges(3, 0.0, 10.0, 5)
     assert still.tolist() == [[0, 2, 4, 6, 8, 10]] * 3
-    moved = uniform_edges(1000, 0.0, 10.0, 5, generator=torch.Generator().manual_seed(0))
-    again = uniform_edges(1000, 0.0, 10.0, 5, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(moved, again) and bool((moved.diff(dim=1) >= 0).all())
+    jitter = ray_jitter(torch.zeros(1000).long(), 4, torch.Generator().manual_seed(0))
+    moved = uniform_edges(1000, 0.0, 10.0, 5, jitter=jitter)
+    assert bool((moved.diff(dim=1) >= 0).all())
     shift = moved - still[:1]
     assert float(shift[:, [0, -1]].abs().max()) == 0 and 0.9 < float(shift.abs().max()) <= 1
 
@@ -206,13 +206,14 @@ def test_batches_and_chunks_change_nothing(sampling, form):
     density, semantics, index, origins, directions = scene()
     g = torch.Generator().manual_seed(3)
     probe = torch.randn(40, 5, generator=g, dtype=torch.float64)
-    results = []
+    results, noise = [], torch.Generator()
     for chunk in (40, 7):
         leaves = [t.clone().requires_grad_() for t in (density, semantics)]
         settings = RenderSettings(sampling=sampling, density=form, far=8.0, proposals=12, samples=20, chunk=chunk)
         seen = render_rays(
             fields_of(*leaves), index, origins, directions, SPEC, settings,
-            generator=torch.Generator().manual_seed(1), front_limits=origins.norm(dim=1), keep_samples=True,
+            jitter=None if sampling == "exact" else ray_jitter(index, settings.intervals - 1, noise.manual_seed(1)),
+            front_limits=origins.norm(dim=1), keep_samples=True,
         )  # fmt: skip
         values = torch.cat([seen.weight_sum[:, None], seen.depth[:, None], seen.semantics], 1)
         loss = (values * probe).sum() + seen.front.sum()
@@ -259,14 +260,19 @@ def test_samples_are_the_same_in_evaluation_and_jittered_in_training():
     density, semantics, index, origins, directions = scene()
     settings = RenderSettings(far=8.0, proposals=10, samples=10)
 
-    def depth(generator=None):
-        return render_rays(fields_of(density, semantics), index, origins, directions, SPEC, settings,
-                           generator=generator).depth  # fmt: skip
+    def depth(*seeds):
+        noise = [torch.Generator().manual_seed(seed) for seed in seeds]
+        jitter = ray_jitter(index, settings.intervals - 1, noise) if noise else None
+        return render_rays(
+            fields_of(density, semantics), index, origins, directions, SPEC, settings, jitter=jitter
+        ).depth  # fmt: skip
 
     assert torch.equal(depth(), depth())
-    jittered = depth(torch.Generator().manual_seed(0))
-    assert torch.equal(jittered, depth(torch.Generator().manual_seed(0)))
-    assert not torch.equal(jittered, depth(torch.Generator().manual_seed(1)))
+    jittered, other = depth(0, 1), depth(0, 2)
+    assert torch.equal(jittered, depth(0, 1)) and not torch.equal(jittered, depth())
+    # A sample's rays depend on its own generator only.
+    assert torch.equal(jittered[index == 0], other[index == 0])
+    assert not torch.equal(jittered[index == 1], other[index == 1])
 
 
 def test_autocast_and_half_precision_volumes_are_rendered_in_float32():
