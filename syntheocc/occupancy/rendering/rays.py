@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-__all__ = ["BOX_FACTOR", "BOX_MARGIN", "BoxMotion", "RayLabels"]
+__all__ = ["BOX_FACTOR", "BOX_MARGIN", "BoxMotion", "FrameBoxes", "RayLabels"]
 
 # What boxes grow by before points are looked for in them (OccFlowNet's `wlh_factor`, and half a voxel on each side).
 BOX_FACTOR = 1.15
@@ -140,7 +140,7 @@ class RayLabels(_Rows):
 
     Example:
         >>> rays = RayLabels.empty((-1, 0, 1))
-        >>> points = rays.origins + rays.directions * rays.distance[:, None]  # the lidar points, as seen in their frame
+        >>> points = rays.origins + rays.directions * rays.distance[:, None]  # where the lidar points are
     """
 
     origins: Tensor
@@ -311,16 +311,7 @@ class BoxMotion(_Rows):
 
         In a mirrored world a box's own y axis is turned round, so that its pose stays a rotation; the box is the same.
         """
-        linear, scale = _similarity(matrix, self.sizes)
-        mirror = torch.ones(3, device=self.device, dtype=self.sizes.dtype)
-        mirror[1] = torch.sign(torch.linalg.det(matrix[:3, :3].double())).to(self.sizes)
-
-        def move(pose: Tensor) -> Tensor:
-            moved = pose.clone()
-            moved[:, :3, :3] = (linear / scale) @ pose[:, :3, :3] * mirror
-            moved[:, :3, 3] = pose[:, :3, 3] @ linear.T + matrix[:3, 3].to(pose)
-            return moved
-
+        move, scale = _box_change(matrix, self.sizes)
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         changed = {
             "source2ego": move(self.source2ego),
@@ -336,12 +327,65 @@ class BoxMotion(_Rows):
             ValueError: poses that are not rigid or sizes that are not positive.
         """
         for name in ("source2ego", "target2ego"):
-            rotation = getattr(self, name)[:, :3, :3]
-            off = (rotation @ rotation.transpose(-1, -2) - torch.eye(3, device=self.device)).abs()
-            if not bool((off < 1e-3).all()) or not bool(torch.isfinite(getattr(self, name)).all()):
-                raise ValueError(f"BoxMotion: {name} holds a pose that is not rigid")
-        if not bool((self.sizes > 0).all()):
-            raise ValueError("BoxMotion: sizes are positive metres")
+            _check_boxes(getattr(self, name), self.sizes, f"BoxMotion: {name}")
+
+
+@dataclass(eq=False)
+class FrameBoxes(_Rows):
+    """Boxes at the time of one frame each, in the key ego frame: those that have no counterpart in another frame.
+
+    Args:
+        box2ego: [M, 4, 4].
+        sizes: [M, 3] length, width, height in metres.
+        labels: int64 [M] class.
+        frames: int64 [M] index into the rays' `frame_offsets`: the frame that has the box, or that lacks it.
+        samples: int64 [M] index in the batch.
+
+    Raises:
+        ValueError: shapes, types or devices that do not belong together.
+    """
+
+    box2ego: Tensor
+    sizes: Tensor
+    labels: Tensor
+    frames: Tensor
+    samples: Tensor
+
+    _SHAPES = {"box2ego": (4, 4), "sizes": (3,), "labels": (), "frames": (), "samples": ()}
+    _INTEGERS = ("labels", "frames", "samples")
+
+    def transformed(self, matrix: Tensor) -> "FrameBoxes":
+        """The boxes after an augmentation of the grid (see `BoxMotion.transformed`)."""
+        move, scale = _box_change(matrix, self.sizes)
+        return FrameBoxes(move(self.box2ego), self.sizes * scale, self.labels, self.frames, self.samples)
+
+    def check(self) -> None:
+        """Look at the values; ValueError for poses that are not rigid or sizes that are not positive."""
+        _check_boxes(self.box2ego, self.sizes, "FrameBoxes: box2ego")
+
+
+def _check_boxes(poses: Tensor, sizes: Tensor, what: str) -> None:
+    rotation = poses[:, :3, :3]
+    off = (rotation @ rotation.transpose(-1, -2) - torch.eye(3, device=poses.device)).abs()
+    if not bool((off < 1e-3).all()) or not bool(torch.isfinite(poses).all()):
+        raise ValueError(f"{what} holds a pose that is not rigid")
+    if not bool((sizes > 0).all()):
+        raise ValueError(f"{what}: sizes are positive metres")
+
+
+def _box_change(matrix: Tensor, like: Tensor) -> tuple[Callable[[Tensor], Tensor], float]:
+    """What an augmentation makes of box poses, and its scale."""
+    linear, scale = _similarity(matrix, like)
+    mirror = torch.ones(3, device=like.device, dtype=like.dtype)
+    mirror[1] = torch.sign(torch.linalg.det(matrix[:3, :3].double())).to(like)
+
+    def move(pose: Tensor) -> Tensor:
+        moved = pose.clone()
+        moved[:, :3, :3] = (linear / scale) @ pose[:, :3, :3] * mirror
+        moved[:, :3, 3] = pose[:, :3, 3] @ linear.T + matrix[:3, 3].to(pose)
+        return moved
+
+    return move, scale
 
 
 def _similarity(matrix: Tensor, like: Tensor) -> tuple[Tensor, float]:
