@@ -69,18 +69,23 @@ def test_a_resumed_run_ends_like_one_in_one_go(root, trained, tmp_path):
 
 
 def test_two_processes_train_one_model(root, tmp_path):
-    """Batch, order and initial weights are those of one process; dropout is drawn by each process for itself."""
+    """Batch, order, initial weights, random points and dropout are those of one process.
+
+    What is left is the rounding of sums, which Adam's first steps enlarge: they are small here.
+    """
     encoder = SparseOcc.from_preset("tiny").image_encoder
     weights = tmp_path / "detector.pth"
     torch.save(published_state(encoder.backbone), weights)
     one, two = tmp_path / "one", tmp_path / "two"
-    assert train.main(train_flags(root, one, backbone_weights=weights, micro_batch_size=2)) == 0
+    settings = {"backbone_weights": weights, "learning_rate": 1e-4}
+    assert train.main(train_flags(root, one, micro_batch_size=2, **settings)) == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    program = ["-m", "syntheocc.occupancy.perception.train", *train_flags(root, two, backbone_weights=weights)]
+    program = ["-m", "syntheocc.occupancy.perception.train", *train_flags(root, two, **settings)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*launch, *program], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert curve(two) == pytest.approx(curve(one), rel=0.1) and len(curve(two)) == 3
+    assert curve(two) == pytest.approx(curve(one), rel=1e-5)
+    assert len(curve(two)) == 3 and max(curve(one)) - min(curve(one)) > 1.0
     assert SparseOcc.from_pretrained(two).config == SparseOcc.from_pretrained(one).config
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from syntheocc.occupancy.grids import GridSpec
+from syntheocc.occupancy.perception.dropout import Seeds, dropout, each_sample, fold
 from syntheocc.occupancy.perception.sparseocc.geometry import constant
 
 
@@ -58,6 +59,7 @@ class SelfAttention(nn.Module):
         queries: Tensor,  # [B, Q, D]
         positions: Tensor | None = None,  # [B, Q, D]
         centers_xy: Tensor | None = None,  # [B, Q, 2]
+        seeds: Seeds = None,
     ) -> Tensor:
         """Attend.
 
@@ -65,6 +67,7 @@ class SelfAttention(nn.Module):
             queries: the values; with `positions` added, also queries and keys.
             positions: learnt positions, if any.
             centers_xy: metres; needed by scale-adaptive attention.
+            seeds: of the dropout while training, one a sample; None draws from torch's own state.
 
         Returns:
             [B, Q, D], the input added.
@@ -85,9 +88,13 @@ class SelfAttention(nn.Module):
             # Not by the expansion of the square, which puts a voxel two centimetres away from itself.
             distance = torch.cdist(centers_xy, centers_xy, compute_mode="donot_use_mm_for_euclid_dist")  # [B, Q, Q]
             distance_bias = -tau[..., None] * distance[:, None].to(query.dtype)
-        attended = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=distance_bias, dropout_p=self.dropout if self.training else 0.0
-        )
+        share = self.dropout if self.training else 0.0
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+            return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=share)
+
+        taken = (query, key, value) if distance_bias is None else (query, key, value, distance_bias)
+        attended = each_sample(attend, seeds if share else None, *taken)
         return queries + self.out(attended.transpose(1, 2).reshape(batch, length, dims))
 
 
@@ -140,8 +147,13 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(dims, hidden)
         self.down = nn.Linear(hidden, dims)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] to [..., D]."""
-        return x + self.dropout(self.down(self.dropout(self.up(x).relu())))
+    def forward(
+        self,
+        x: Tensor,  # [B, ..., D]
+        seeds: Seeds = None,
+    ) -> Tensor:
+        """[B, ..., D] to [B, ..., D]; `seeds` are the dropout's, one a sample (None: torch's own state)."""
+        hidden = dropout(self.up(x).relu(), self.dropout, self.training, fold(seeds, 0))
+        return x + dropout(self.down(hidden), self.dropout, self.training, fold(seeds, 1))

@@ -102,6 +102,10 @@ class SparseOccCriterion(nn.Module):
         covered = painted_voxels(stage.corners, stage.cell)  # [B, K, s^3, 3]
         labels = gather_labels(semantics, covered, UNKNOWN)
         repeats = covered.shape[2]
+        if stage.occupancy_logits is None and not self.config.legacy and not bool((labels == UNKNOWN).any()):
+            # All voxels count: all samples in one go, for a step otherwise launches thousands of small kernels.
+            logits = stage.class_logits.float().repeat_interleave(repeats, 1)
+            return {name: value.mean() for name, value in self._known_losses(logits, labels.flatten(1)).items()}
         terms: list[dict[str, Tensor]] = []
         for i, flat in enumerate(labels.flatten(1)):
             logits = stage.class_logits[i].float().repeat_interleave(repeats, 0)
@@ -118,10 +122,14 @@ class SparseOccCriterion(nn.Module):
         if self.config.legacy:
             # The published loss keeps unknown voxels in the Lovasz term, where they stand against every class.
             legacy_lovasz = lovasz_softmax(logits.softmax(-1), labels, ignore_index=None)
-        logits, labels = known_entries(logits, labels, UNKNOWN)
+        losses = self._known_losses(*known_entries(logits, labels, UNKNOWN))
+        return losses if legacy_lovasz is None else {**losses, "lovasz": legacy_lovasz}
+
+    def _known_losses(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The terms on [..., N, C] and [..., N], no label unknown; one number a sample."""
         probabilities, free = logits.softmax(-1), self.config.taxonomy.free
         return {
-            "lovasz": lovasz_softmax(probabilities, labels, None) if legacy_lovasz is None else legacy_lovasz,
+            "lovasz": lovasz_softmax(probabilities, labels, None),
             "geo_scal": geo_scal_loss(probabilities, labels, free, None),
             "sem_scal": sem_scal_loss(probabilities, labels, None),
             "voxel_class": weighted_cross_entropy(logits, labels, self.class_weights, None),

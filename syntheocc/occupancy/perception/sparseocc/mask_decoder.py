@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from syntheocc.occupancy.perception.dropout import Generators, fold, seeds_of
 from syntheocc.occupancy.perception.sparseocc.blocks import AdaptiveMixing, FeedForward, SelfAttention
 from syntheocc.occupancy.perception.sparseocc.config import SparseOccConfig
-from syntheocc.occupancy.perception.sparseocc.sampling import Generators, ImageFeatures, MaskGuidedSampling
+from syntheocc.occupancy.perception.sparseocc.sampling import ImageFeatures, MaskGuidedSampling
 from syntheocc.occupancy.perception.sparseocc.voxel_decoder import StageOutput
 
 # Share of positives that a new classifier expects; without it the focal loss starts at several hundreds.
@@ -58,19 +59,21 @@ class MaskDecoder(nn.Module):
         Args:
             voxels: what the last stage of the voxel decoder kept.
             images: the feature maps.
-            generator: draws the sampled voxels while training, one for the batch or one a sample; evaluation draws
-                nothing.
+            generator: draws the sampled voxels while training, one for the batch or one a sample; the dropout's
+                seeds are theirs if they are one a sample. Evaluation draws nothing.
         """
         batch = voxels.features.shape[0]
         queries = self.query_features.weight.expand(batch, -1, -1)
         positions = self.query_positions.weight.expand(batch, -1, -1)
         predictions = [self._predict(queries, voxels)]
-        for _ in range(self.config.mask_iterations):
+        seeds = seeds_of(generator)
+        for iteration in range(self.config.mask_iterations):
             active = predictions[-1].mask_logits.detach() > 0
             queries = self.norm_attention(self.self_attention(queries, positions))
             sampled = self.sampling(queries, active, voxels.corners, self.config.grid, images, generator)
             queries = self.norm_mixing(self.mixing(sampled, queries))
-            queries = self.norm_feed_forward(self.feed_forward(queries))
+            # Numbers that no stage of the voxel decoder has.
+            queries = self.norm_feed_forward(self.feed_forward(queries, fold(seeds, 100 + iteration)))
             predictions.append(self._predict(queries, voxels))
         return predictions
 

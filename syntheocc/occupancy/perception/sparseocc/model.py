@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from syntheocc.occupancy.perception.backbone_weights import BackboneReport, load_backbone_weights
 from syntheocc.occupancy.perception.backbones import ImageEncoder
+from syntheocc.occupancy.perception.dropout import Generators, seeds_of
 from syntheocc.occupancy.perception.prediction import OccupancyPrediction
 from syntheocc.occupancy.perception.sparseocc import presets
 from syntheocc.occupancy.perception.sparseocc.config import SparseOccConfig
@@ -22,7 +23,7 @@ from syntheocc.occupancy.perception.sparseocc.geometry import constant
 from syntheocc.occupancy.perception.sparseocc.inference import predict_grids
 from syntheocc.occupancy.perception.sparseocc.mask_decoder import MaskDecoder, MaskPrediction
 from syntheocc.occupancy.perception.sparseocc.presets import SparseOccRecipe
-from syntheocc.occupancy.perception.sparseocc.sampling import Generators, ImageFeatures
+from syntheocc.occupancy.perception.sparseocc.sampling import ImageFeatures
 from syntheocc.occupancy.perception.sparseocc.voxel_decoder import SparseVoxelDecoder, StageOutput
 from syntheocc.occupancy.perception.storage import load_weights, read_folder, write_folder
 from syntheocc.occupancy.taxonomy import UNKNOWN
@@ -48,7 +49,7 @@ class SparseOccHead(nn.Module):
 
     def forward(self, images: ImageFeatures, generator: Generators = None) -> SparseOccOutput:
         """Decode a batch's feature maps."""
-        stages = self.voxel_decoder(images)
+        stages = self.voxel_decoder(images, seeds_of(generator))
         return SparseOccOutput(stages, self.mask_decoder(stages[-1], images, generator))
 
 
@@ -113,7 +114,8 @@ class SparseOcc(nn.Module):
             ego2img: from the current frame's grid frame (the ego frame, or the one of ``config.grid``) to
                 (u*z, v*z, z, 1) pixels of the network's input at each image's own time and pose. An all-zero matrix
                 says that the camera is missing.
-            generator: draws points in the masks while training; one for the batch, or one a sample.
+            generator: draws points in the masks while training; one for the batch, or one a sample, which also fixes
+                the dropout of each sample.
 
         Raises:
             ValueError: another number of frames than the config's, or shapes that do not belong together.

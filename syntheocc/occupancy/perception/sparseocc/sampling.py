@@ -6,23 +6,19 @@ group, P points, K voxels.
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.ops.msmv_sampling import msmv_sampling
+from syntheocc.occupancy.perception.dropout import Generators
 from syntheocc.occupancy.perception.sparseocc.geometry import (
     constant,
     hide_missing_views,
     project_points,
     voxel_points,
 )
-
-# Where random numbers come from: one generator, one a sample (so that they do not depend on how a batch is split over
-# devices), or torch's own.
-Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
 
 class ImageFeatures:

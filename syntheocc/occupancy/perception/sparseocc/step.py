@@ -15,8 +15,8 @@ class SparseOccStep(nn.Module):
 
     Args:
         model: what is trained.
-        generator_of: (step, position in the global batch, device) -> the generator of that sample's random points, so
-            that they do not depend on how a batch is divided; None draws from torch's own.
+        generator_of: (step, position in the global batch, device) -> the generator of that sample's random points and
+            dropout, so that they do not depend on how a batch is divided; None draws from torch's own.
     """
 
     def __init__(

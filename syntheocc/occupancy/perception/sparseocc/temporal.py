@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from syntheocc.engine.graphs import RecordedCall, signature
 from syntheocc.occupancy.perception.prediction import OccupancyPrediction
 from syntheocc.occupancy.perception.sparseocc.model import SparseOcc
 
@@ -24,6 +25,9 @@ class OnlinePredictor:
     Args:
         model: in evaluation mode. Call `clear` after its weights change.
         capacity: frames to remember; the least recently used go first. None remembers what four samples need.
+        cuda_graph: record the work on the device once for every shape of images and batch, and replay it: for batches
+            of one, launching the kernels takes longer than running them. On a GPU only, ignored elsewhere. `clear`
+            drops the recordings too.
 
     Raises:
         ValueError: a capacity below one sample's frames.
@@ -34,13 +38,15 @@ class OnlinePredictor:
         ...     grids = online([[token, *history]], {token: images}, ego2img[None])
     """
 
-    def __init__(self, model: SparseOcc, capacity: int | None = None):
+    def __init__(self, model: SparseOcc, capacity: int | None = None, cuda_graph: bool = False):
         frames = model.config.num_frames
         self.model = model
         self.capacity = 4 * frames if capacity is None else capacity
         if self.capacity < frames:
             raise ValueError(f"capacity {self.capacity} holds less than one sample's {frames} frames")
+        self.cuda_graph = cuda_graph
         self._maps: OrderedDict[Hashable, list[Tensor]] = OrderedDict()
+        self._recordings: dict[tuple, RecordedCall] = {}
 
     def __len__(self) -> int:
         return len(self._maps)
@@ -50,8 +56,9 @@ class OnlinePredictor:
         return token in self._maps
 
     def clear(self) -> None:
-        """Forget all frames."""
+        """Forget all frames, and recordings."""
         self._maps.clear()
+        self._recordings.clear()
 
     @torch.no_grad()
     def __call__(
@@ -89,7 +96,7 @@ class OnlinePredictor:
                 "give the images of the whole history"
             )
         for token in new:
-            self._maps[token] = self.model.encode(images[token])
+            self._maps[token] = list(self._run("encode", [images[token]]))
         for token in wanted:
             self._maps.move_to_end(token)
         stacked = [
@@ -98,4 +105,23 @@ class OnlinePredictor:
         ]
         while len(self._maps) > self.capacity:
             self._maps.popitem(last=False)
-        return self.model.grids(self.model.decode(stacked, ego2img))
+        semantics, instances = self._run("decode", [*stacked, ego2img])
+        return OccupancyPrediction(self.model.config.grid, self.model.config.taxonomy, semantics, instances)
+
+    def _run(self, name: str, tensors: list[Tensor]) -> tuple:
+        """One of the two halves, from a recording where that is wanted."""
+        function = self._encode if name == "encode" else self._decode
+        if not self.cuda_graph or not all(tensor.is_cuda for tensor in tensors):
+            return function(*tensors)
+        key = (name, signature(tensors))
+        if key not in self._recordings:
+            self._recordings[key] = RecordedCall(function, tensors, constant=False)
+        return self._recordings[key](tensors)
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.encode(images))
+
+    def _decode(self, *tensors: Tensor) -> tuple[Tensor, Tensor | None]:
+        *maps, ego2img = tensors
+        grids = self.model.grids(self.model.decode(list(maps), ego2img))
+        return grids.semantics, grids.instances

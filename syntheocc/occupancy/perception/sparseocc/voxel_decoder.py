@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from syntheocc.occupancy.perception.dropout import Seeds, fold
 from syntheocc.occupancy.perception.sparseocc.blocks import AdaptiveMixing, FeedForward, PositionEncoder, SelfAttention
 from syntheocc.occupancy.perception.sparseocc.config import CHILDREN, SparseOccConfig
 from syntheocc.occupancy.perception.sparseocc.geometry import child_corners, inside, level_corners, voxel_points
@@ -59,16 +60,21 @@ class VoxelDecoderStage(nn.Module):
         features: Tensor,  # [B, Q, D]
         corners: Tensor,  # [B, Q, 3]
         images: ImageFeatures,
+        seeds: Seeds = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Children's features [B, Q*8, D], class logits [B, Q*8, C] and, in version 1.0, occupancy logits."""
+        """Children's features [B, Q*8, D], class logits [B, Q*8, C] and, in version 1.0, occupancy logits.
+
+        `seeds` are the dropout's, one a sample (None: torch's own state).
+        """
         spec = self.config.grid
         queries = features + self.position_encoder.of_corners(corners, spec)
         if self.self_attention is not None:
             centers = voxel_points(corners, spec, 0.5 * self.cell)
-            queries = self.norm_attention(self.self_attention(queries, centers_xy=centers[..., :2]))
+            attended = self.self_attention(queries, centers_xy=centers[..., :2], seeds=fold(seeds, 0))
+            queries = self.norm_attention(attended)
         sampled = self.sampling(queries, corners, self.cell, spec, images)
         queries = self.norm_mixing(self.mixing(sampled, queries))
-        queries = self.norm_feed_forward(self.feed_forward(queries))
+        queries = self.norm_feed_forward(self.feed_forward(queries, fold(seeds, 1)))
         # Channels j*D..(j+1)*D are child j.
         children = self.split(queries).relu().unflatten(-1, (CHILDREN, -1)).flatten(1, 2)
         occupancy = None if self.occupancy_head is None else self.occupancy_head(children).squeeze(-1)
@@ -88,18 +94,19 @@ class SparseVoxelDecoder(nn.Module):
         self.stages = nn.ModuleList(VoxelDecoderStage(config, i) for i in range(len(config.stages)))
         self.gradient_checkpointing = False
 
-    def forward(self, images: ImageFeatures) -> list[StageOutput]:
-        """One output a stage, coarse to fine."""
+    def forward(self, images: ImageFeatures, seeds: Seeds = None) -> list[StageOutput]:
+        """One output a stage, coarse to fine; `seeds` are the dropout's, one a sample (None: torch's own state)."""
         config = self.config
         batch, device = images.ego2img.shape[0], images.ego2img.device
         corners = level_corners(config.coarse_shape(), config.cell(0), device).expand(batch, -1, -1)
         features = torch.zeros(*corners.shape[:2], config.embed_dims, device=device, dtype=images.maps[0].dtype)
         outputs = []
         for index, stage in enumerate(self.stages):
+            given = (features, corners, images, fold(seeds, index))
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                children, classes, occupancy = checkpoint(stage, features, corners, images, use_reentrant=False)
+                children, classes, occupancy = checkpoint(stage, *given, use_reentrant=False)
             else:
-                children, classes, occupancy = stage(features, corners, images)
+                children, classes, occupancy = stage(*given)
             below = child_corners(corners, config.cell(index))
             kept = self._keep(index, below, classes, occupancy)
             outputs.append(

@@ -5,6 +5,7 @@ import torch
 
 from syntheocc.occupancy.perception.sparseocc import SparseOcc
 from syntheocc.occupancy.perception.sparseocc.acceleration import prepare_for_inference
+from syntheocc.occupancy.perception.sparseocc.temporal import OnlinePredictor
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +56,21 @@ def test_compiled_models_predict_the_same(trained):
     torch.testing.assert_close(
         last(fast, images, ego2img).class_logits, last(model, images, ego2img).class_logits, rtol=1e-3, atol=1e-3
     )
+
+
+@pytest.mark.gpu
+def test_recorded_predictions_are_the_launched_ones(trained):
+    model, images, ego2img = trained
+    fast = prepare_for_inference(model).to("cuda")
+    plain, recorded = OnlinePredictor(fast), OnlinePredictor(fast, cuda_graph=True)
+    buffer, matrices = torch.empty_like(images[0, 0], device="cuda"), ego2img.to("cuda").clone()
+    for step in range(4):
+        # The same tensors with new values: a recording must not take them for the old ones.
+        buffer.copy_(images[0, step % 2].roll(step, -1))
+        matrices[:, :, :, 0, 3] += step
+        history = [[step, *([step - 1] if step else [])]]
+        expected = plain(history, {step: buffer}, matrices)
+        assert torch.equal(recorded(history, {step: buffer}, matrices).semantics, expected.semantics)
+    assert len(recorded._recordings) == 2
+    recorded.clear()
+    assert not recorded._recordings and len(recorded) == 0

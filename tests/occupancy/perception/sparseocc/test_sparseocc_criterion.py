@@ -195,3 +195,43 @@ def test_every_preset_sums_the_terms_that_the_specification_counts(tiny, tiny_in
     assert len(terms) == 21  # 3 stages x 4 + 3 predictions x 3
     torch.testing.assert_close(losses["loss"], torch.stack(terms).sum())
     assert len(PRESETS) == 8
+
+
+def test_samples_whose_voxels_all_count_are_taken_at_once_with_the_same_losses_and_gradients(scene, monkeypatch):
+    config = preset("tiny", class_frequencies=class_frequencies(OCC3D_TAXONOMY)).model
+    criterion = SparseOccCriterion(config)
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.stack([scene, scene.flip(1)])
+    labels[labels == 255] = 17
+    corners = torch.stack([torch.randperm(10 * 10 * 2, generator=generator)[:60] for _ in range(2)])
+    corners = torch.stack([corners // 20, corners // 2 % 10, corners % 2], -1) * 4
+    logits = torch.randn(2, 60, 18, generator=generator)
+    taken = []
+    known = SparseOccCriterion._known_losses
+    monkeypatch.setattr(
+        SparseOccCriterion, "_known_losses", lambda self, *a: taken.append(a[0].ndim) or known(self, *a)
+    )
+
+    def losses_of(samples):
+        values = logits[samples].clone().requires_grad_()
+        found = criterion.voxel_losses(StageOutput(corners[samples], 4, None, values, None), labels[samples])
+        (gradient,) = torch.autograd.grad(sum(found.values()), values)
+        return found, gradient
+
+    together, gradient = losses_of([0, 1])
+    assert taken == [3]
+    apart = [criterion._dense_losses(
+        logits[i].repeat_interleave(64, 0), labels_of_cells(labels[i], corners[i])
+    ) for i in (0, 1)]  # fmt: skip
+    assert taken == [3, 2, 2]
+    for name, value in together.items():
+        torch.testing.assert_close(value, (apart[0][name] + apart[1][name]) / 2)
+    for i in (0, 1):
+        torch.testing.assert_close(gradient[i], losses_of([i])[1][0] / 2)
+
+
+def labels_of_cells(labels, corners):
+    """The labels of the 64 voxels of each cell, cell after cell."""
+    steps = torch.stack(torch.meshgrid(*[torch.arange(4)] * 3, indexing="ij"), -1).reshape(1, 64, 3)
+    x, y, z = (corners[:, None] + steps).unbind(-1)
+    return labels[x, y, z].flatten()
