@@ -28,6 +28,7 @@ from syntheocc.occupancy.taxonomy import OCC3D_TAXONOMY, UNKNOWN, Taxonomy
 
 __all__ = [
     "LIDARSEG_NAMES",
+    "NOISE_AND_EGO",
     "LidarPoints",
     "LidarReader",
     "lidarseg_names",
@@ -130,9 +131,7 @@ def lidarseg_names(tables: NuScenesTables) -> tuple[str, ...]:
     """
     indices = {int(tables.field("category", row, "index")): row["name"] for row in tables.table("category")}
     if sorted(indices) != list(range(len(indices))) or len(indices) != len(tables.table("category")):
-        raise ValueError(
-            f"{tables.folder}/category.json: indices must be 0, 1, 2, ...; got {sorted(indices)}"
-        )
+        raise ValueError(f"{tables.folder}/category.json: indices must be 0, 1, 2, ...; got {sorted(indices)}")
     return tuple(indices[i] for i in range(len(indices)))
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from syntheocc.occupancy.perception.photometric import Photometric
+from syntheocc.occupancy.rendering.rays import BoxMotion, RayLabels
 
 __all__ = ["FrameLabels", "OccupancyBatch", "collate"]
 
@@ -51,6 +52,10 @@ class OccupancyBatch:
     """float32 [B, T, V, 4, 4] from the original images to the network's input; zeros: no such camera."""
     grid_transforms: Tensor | None = None
     """float32 [B, 4, 4] from the grid's frame to the augmented one."""
+    rays: RayLabels | None = None
+    """What the lidar tells about the images; in the key ego frame, whatever the grid is augmented by."""
+    motion: BoxMotion | None = None
+    """How boxes move between the rays' frames, in the key ego frame; None where no motion is wanted."""
 
     def to(self, device: torch.device | str) -> "OccupancyBatch":
         """The batch on another device."""
@@ -66,6 +71,8 @@ class OccupancyBatch:
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
                 value = change(value)
+            elif isinstance(value, RayLabels | BoxMotion):
+                value = value.map(change)
             elif isinstance(value, Photometric):
                 value = Photometric(**{g.name: change(getattr(value, g.name)) for g in fields(value)})
             values[f.name] = value
@@ -76,7 +83,7 @@ def collate(samples: Sequence[OccupancyBatch]) -> OccupancyBatch:
     """Batch samples; channels stay last in memory.
 
     Raises:
-        ValueError: some samples have ground truth (or instances, or colour changes) and others have not.
+        ValueError: some samples have ground truth (or instances, rays, colour changes) and others have not.
     """
 
     def join(name: str) -> Any:
@@ -86,7 +93,9 @@ def collate(samples: Sequence[OccupancyBatch]) -> OccupancyBatch:
         if any(value is None for value in values):
             without = [s.tokens[0] for s, value in zip(samples, values, strict=True) if value is None]
             raise ValueError(f"samples {', '.join(without)} have no {name}, others of the batch have")
-        return Photometric.cat(values) if name == "photometric" else torch.cat(values)
+        if name == "photometric":
+            return Photometric.cat(values)
+        return type(values[0]).collate(values) if name in ("rays", "motion") else torch.cat(values)
 
     images = torch.cat([sample.images.permute(0, 1, 2, 4, 5, 3) for sample in samples])
     return OccupancyBatch(
@@ -100,4 +109,6 @@ def collate(samples: Sequence[OccupancyBatch]) -> OccupancyBatch:
         intrinsics=join("intrinsics"),
         image_transforms=join("image_transforms"),
         grid_transforms=join("grid_transforms"),
+        rays=join("rays"),
+        motion=join("motion"),
     )

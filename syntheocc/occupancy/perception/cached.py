@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from syntheocc.occupancy.data.frames import about
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.perception.batch import OccupancyBatch
 from syntheocc.occupancy.perception.dataset import (
@@ -29,6 +30,10 @@ from syntheocc.occupancy.perception.dataset import (
 )
 from syntheocc.occupancy.perception.images import load_image
 from syntheocc.occupancy.perception.photometric import draw_photometric
+from syntheocc.occupancy.perception.ray_config import RayConfig
+from syntheocc.occupancy.perception.ray_frames import InputWindow
+from syntheocc.occupancy.perception.ray_labels import RaySample, build_rays
+from syntheocc.occupancy.perception.ray_store import StoredLidar
 from syntheocc.occupancy.perception.transforms import (
     GridTransform,
     ImageTransform,
@@ -65,6 +70,8 @@ class FrameStore:
     """integer [N, X, Y, Z], 0 none."""
     window: Tensor | None = None
     """float64 [4, 4] from the original images to the stored ones (`ImageTransform.matrix`); None: the same."""
+    lidar: StoredLidar | None = None
+    """Classified points and boxes, for rays."""
 
     def __post_init__(self):
         number, views = len(self.tokens), self.images.shape[1]
@@ -82,6 +89,8 @@ class FrameStore:
         for name in ("semantics", "instances"):
             if getattr(self, name) is not None and len(getattr(self, name)) != number:
                 raise ValueError(f"{number} frames but {len(getattr(self, name))} {name}")
+        if self.lidar is not None and len(self.lidar) != number:
+            raise ValueError(f"{number} frames but lidar of {len(self.lidar)}")
         if number and not (0 <= int(self.previous.min()) and int(self.previous.max()) < number):
             raise ValueError("previous names a row that is not there")
 
@@ -93,19 +102,22 @@ class FrameStore:
         """All frames of several stores, on the device of the first.
 
         Raises:
-            ValueError: no store, or some have labels and others have not.
+            ValueError: no store, or some have labels (or lidar) and others have not.
         """
         if not stores:
             raise ValueError("no stores to put together")
         device = stores[0].images.device
         joined: dict[str, Any] = {}
         starts = [sum(len(store) for store in stores[:i]) for i in range(len(stores))]
-        for name in ("images", "intrinsics", "cam2global", "grid2global", "semantics", "instances"):
+        for name in ("images", "intrinsics", "cam2global", "grid2global", "semantics", "instances", "lidar"):
             values = [getattr(store, name) for store in stores]
             if any(value is None for value in values) and not all(value is None for value in values):
                 raise ValueError(f"some stores have {name} and others have not")
             to = device if name in ("images", "semantics", "instances") else torch.device("cpu")
-            joined[name] = None if values[0] is None else torch.cat([value.to(to) for value in values])
+            if name == "lidar" or values[0] is None:
+                joined[name] = None if values[0] is None else StoredLidar.cat(values)
+            else:
+                joined[name] = torch.cat([value.to(to) for value in values])
         windows = [torch.eye(4, dtype=torch.float64) if s.window is None else s.window for s in stores]
         if any(not torch.equal(window, windows[0]) for window in windows):
             raise ValueError("stores of differently scaled images do not go together")
@@ -128,16 +140,30 @@ class CachedFrames(Dataset):
         grid: where the labels lie.
         seed: of the draws.
         rounds: how many different samples there are of a frame.
+        rays: which rays the samples have, None without; needs the store's `lidar`.
 
     Raises:
-        ValueError: labels of another shape than the grid's.
+        ValueError: labels of another shape than the grid's, or rays of a store without lidar.
     """
 
-    def __init__(self, store: FrameStore, sampling: Sampling, grid: GridSpec, seed: int = 0, rounds: int = 1):
+    def __init__(
+        self,
+        store: FrameStore,
+        sampling: Sampling,
+        grid: GridSpec,
+        seed: int = 0,
+        rounds: int = 1,
+        rays: RayConfig | None = None,
+    ):
+        if rays is not None and store.lidar is None:
+            raise ValueError("rays are made of lidar points, which the store has none of; store them with the frames")
         if store.semantics is not None and tuple(store.semantics.shape[1:]) != grid.shape:
             raise ValueError(f"the store's labels are {tuple(store.semantics.shape[1:])}, the grid is {grid.shape}")
         self.store, self.sampling, self.grid = store, sampling, grid
-        self.seed, self.rounds = seed, rounds
+        self.seed, self.rounds, self.rays = seed, rounds, rays
+        before = store.previous.tolist()
+        self._previous: dict[int, int] = {row: other for row, other in enumerate(before) if other != row}
+        self._next = {other: row for row, other in self._previous.items()}
 
     def __len__(self) -> int:
         return len(self.store) * self.rounds
@@ -192,6 +218,7 @@ class CachedFrames(Dataset):
                 labels[name] = transform_labels(values[row], self.grid, turn, fill)[None]
         if "instances" in labels:
             labels["instances"] = labels["instances"].int()
+        made = None if self.rays is None else self._rays(row, self.rays, matrices @ window, generator)
         batch = OccupancyBatch(
             images=images.permute(0, 1, 4, 2, 3)[None],
             ego2img=(matrix @ store.grid2global[row] @ torch.linalg.inv(turn.matrix())).float()[None],
@@ -201,16 +228,44 @@ class CachedFrames(Dataset):
             intrinsics=(torch.linalg.inv(window)[:3, :3] @ store.intrinsics[rows]).float()[None],
             image_transforms=(matrices @ window * exists[..., None, None]).float()[None],
             grid_transforms=turn.matrix().float()[None],
+            rays=None if made is None else made.rays,
+            motion=None if made is None else made.motion,
             **labels,
         )
         return batch.to(device)
+
+    def neighbour(self, row: int, offset: int) -> int | None:
+        """The row of the key frame `offset` after one (before it, if negative), None beyond the scene's ends."""
+        links, at = self._previous if offset < 0 else self._next, row
+        for _ in range(abs(offset)):
+            if at not in links:
+                return None
+            at = links[at]
+        return at
+
+    def _rays(self, row: int, config: RayConfig, matrices: Tensor, generator: torch.Generator | None) -> RaySample:
+        store, image, lidar = self.store, self.sampling.image, self.store.lidar
+        assert lidar is not None
+        near = [self.neighbour(row, offset) for offset in config.frame_offsets]
+        intrinsics = store.intrinsics
+        if store.window is not None:
+            intrinsics = torch.linalg.inv(store.window)[:3, :3] @ intrinsics
+        frames = [
+            None if r is None else lidar.frame(r, store.grid2global[r], intrinsics[r], store.cam2global[r])
+            for r in near
+        ]
+        window = InputWindow(matrices, image.height, image.width)
+        generator = generator if self.sampling.training else torch.Generator().manual_seed(0)
+        with about(f"sample {store.tokens[row]}"):
+            return build_rays(frames, config, self.grid, window, generator)
 
 
 def store_frames(dataset: OccupancyFrames, device: torch.device | str = "cpu") -> FrameStore:
     """Read all key frames of a dataset, scaled as its test window wants them.
 
     Args:
-        dataset: its frames, cameras, grid and labels are taken; its pictures must have one size.
+        dataset: its frames, cameras, grid and labels are taken, with `rays` the lidar points too; its pictures must
+            have one size.
         device: where images and labels go.
 
     Raises:
@@ -220,6 +275,7 @@ def store_frames(dataset: OccupancyFrames, device: torch.device | str = "cpu") -
     rows = {frame.token: row for row, frame in enumerate(dataset.frames)}
     images, intrinsics, poses, grids, previous, labels = [], [], [], [], [], []
     window: ImageTransform | None = None
+    original, lidar = (0, 0), []
     for frame in dataset.frames:
         shot = dataset.history.current(frame.token)
         sizes = {camera.size for camera in shot.cameras.values()}
@@ -228,7 +284,7 @@ def store_frames(dataset: OccupancyFrames, device: torch.device | str = "cpu") -
             whole = ImageTransform(scale, 0, 0, *ImageTransform(scale, 0, 0, 1, 1).scaled_size(*size))
             if window is not None and window != whole:
                 raise ValueError(f"sample {frame.token}: a store holds pictures of one size, got {sorted(sizes)}")
-            window = whole
+            window, original = whole, size
         if window is None:
             raise ValueError(f"sample {frame.token}: the first frame of a store needs pictures")
         pixels = np.zeros((len(dataset.cameras), window.height, window.width, 3), np.uint8)
@@ -247,6 +303,8 @@ def store_frames(dataset: OccupancyFrames, device: torch.device | str = "cpu") -
         before = dataset.history.previous(frame.token)
         previous.append(rows[frame.token if before is None else before.token])
         labels.append(None if dataset.labels is None else dataset.labels(frame))
+        if dataset.rays is not None:
+            lidar.append(dataset.ray_frame(frame))
     return FrameStore(
         images=torch.stack(images),
         intrinsics=torch.stack(intrinsics),
@@ -257,6 +315,7 @@ def store_frames(dataset: OccupancyFrames, device: torch.device | str = "cpu") -
         semantics=_stacked(labels, "semantics", device),
         instances=_stacked(labels, "instances", device),
         window=None if window is None else window.matrix(),
+        lidar=StoredLidar.of(lidar, original, device) if dataset.rays is not None else None,
     )
 
 

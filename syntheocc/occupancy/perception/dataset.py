@@ -17,12 +17,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from syntheocc.occupancy.data.frames import Frame
+from syntheocc.occupancy.data.frames import Frame, about
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.perception.batch import FrameLabels, OccupancyBatch, collate
-from syntheocc.occupancy.perception.history import Shot, ShotCamera, ShotHistory
+from syntheocc.occupancy.perception.history import Shot, ShotCamera, ShotHistory, key_shot
 from syntheocc.occupancy.perception.images import Decoder, load_image
 from syntheocc.occupancy.perception.photometric import draw_photometric
+from syntheocc.occupancy.perception.ray_frames import InputWindow, RayFrame, ray_frame
+from syntheocc.occupancy.perception.ray_labels import RaySample, build_rays
+from syntheocc.occupancy.perception.ray_store import RayReader
 from syntheocc.occupancy.perception.transforms import (
     GridTransform,
     ImageAugmentation,
@@ -113,6 +116,8 @@ class OccupancyFrames(Dataset):
         data_root: for sweeps whose paths were written elsewhere.
         seed: of the draws.
         rounds: how many different samples there are of a frame.
+        rays: which lidar points become labels of the images, and who reads them; None: none. Rays and boxes are in
+            the key frame's own grid, which is not augmented for them (`OccupancyBatch.grid_transforms`).
         unreadable: makes what `dataset[i]` returns for a sample that cannot be read, from its token and the reason
             (the engine's `BadSample`, so that a run goes on with the next one); None lets the error through.
 
@@ -131,6 +136,7 @@ class OccupancyFrames(Dataset):
         seed: int = 0,
         rounds: int = 1,
         unreadable: Callable[[str, str], Any] | None = None,
+        rays: RayReader | None = None,
     ):
         if not frames:
             raise ValueError("no frames to make samples of")
@@ -142,7 +148,7 @@ class OccupancyFrames(Dataset):
         self.history = ShotHistory(self.frames, data_root)
         self.sampling, self.grid, self.labels = sampling, grid, labels
         self.cameras = tuple(cameras or _published_order(frames[0].cameras.names))
-        self.seed, self.rounds, self.unreadable = seed, rounds, unreadable
+        self.seed, self.rounds, self.unreadable, self.rays = seed, rounds, unreadable, rays
 
     def __len__(self) -> int:
         return len(self.frames) * self.rounds
@@ -209,6 +215,7 @@ class OccupancyFrames(Dataset):
         if sampling.training and sampling.photometric:
             assert generator is not None
             draw = draw_photometric(images.shape[0] * images.shape[1], generator)
+        made = None if self.rays is None else self._rays(frame, image_seed, generator)
         return OccupancyBatch(
             images=torch.from_numpy(images).permute(0, 1, 4, 2, 3)[None],
             ego2img=ego2img.float()[None],
@@ -220,6 +227,8 @@ class OccupancyFrames(Dataset):
             intrinsics=intrinsics.float()[None],
             image_transforms=transforms.float()[None],
             grid_transforms=turn.matrix().float()[None],
+            rays=None if made is None else made.rays,
+            motion=None if made is None else made.motion,
         )
 
     def images_of(self, token: str) -> Tensor:
@@ -235,6 +244,36 @@ class OccupancyFrames(Dataset):
             if camera is not None:
                 images[v] = self._pixels(camera, image.for_test(*camera.size), {})
         return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+    def ray_frame(self, frame: Frame) -> RayFrame:
+        """What a key frame gives to rays; its pictures need not exist.
+
+        Raises:
+            ValueError: no `rays`, or a file is missing or damaged.
+        """
+        if self.rays is None:
+            raise ValueError("the dataset makes no rays: give it a RayReader")
+        shot = key_shot(frame)
+        cameras = [shot.cameras.get(name) for name in self.cameras]
+        return ray_frame(frame, self.rays.lidar, cameras, self.grid2global(frame), self.rays.taxonomy)
+
+    def _rays(self, frame: Frame, image_seed: int | None, generator: torch.Generator | None) -> RaySample:
+        assert self.rays is not None
+        image, config = self.sampling.image, self.rays.config
+        near = [self.history.neighbour(frame.token, offset) for offset in config.frame_offsets]
+        frames = [None if neighbour is None else self.ray_frame(neighbour) for neighbour in near]
+        cameras = [frame.cameras[name] if name in frame.cameras.names else None for name in self.cameras]
+        matrices = [
+            torch.eye(4, dtype=torch.float64)
+            if camera is None
+            else self._image_transform((camera.height, camera.width), image_seed, v).matrix()
+            for v, camera in enumerate(cameras)
+        ]
+        window = InputWindow(torch.stack(matrices), image.height, image.width)
+        # Outside of training all depends on the frame alone.
+        generator = generator if self.sampling.training else torch.Generator().manual_seed(0)
+        with about(f"sample {frame.token}"):
+            return build_rays(frames, config, self.grid, window, generator)
 
     def _camera(self, shot: Shot, name: str) -> ShotCamera | None:
         """A camera of a shot, None where it has no picture."""

@@ -83,6 +83,7 @@ class ShotHistory:
     frames: Sequence[Frame]
     data_root: Path | None = None
     _previous: dict[str, str | None] = field(init=False, repr=False)
+    _next: dict[str, str] = field(init=False, repr=False)
     _by_token: dict[str, Frame] = field(init=False, repr=False)
 
     def __post_init__(self):
@@ -90,12 +91,21 @@ class ShotHistory:
         if len(self._by_token) != len(self.frames):
             raise ValueError(f"{len(self.frames)} frames have {len(self._by_token)} tokens; a sample is there twice")
         self._previous = _previous_tokens(self.frames)
+        self._next = {before: token for token, before in self._previous.items() if before is not None}
         self._locate = ImageLocator(self.data_root) if self.data_root is not None else None
 
     def previous(self, token: str) -> Frame | None:
         """The key frame before, None at the start of a scene."""
         before = self._previous[token]
         return None if before is None else self._by_token[before]
+
+    def neighbour(self, token: str, offset: int) -> Frame | None:
+        """The key frame `offset` after one (before it, if negative), None beyond the scene's ends."""
+        links = self._previous if offset < 0 else self._next
+        at: str | None = token
+        for _ in range(abs(offset)):
+            at = None if at is None else links.get(at)
+        return None if at is None else self._by_token[at]
 
     def current(self, token: str) -> Shot:
         """A key frame's own shot."""

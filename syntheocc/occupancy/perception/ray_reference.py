@@ -41,7 +41,7 @@ def reference_rays(
         labelled = frame.labels.numpy() != 255
         if config.crop_to_grid:
             labelled &= (points >= grid.lower).all(1) & (points < grid.upper).all(1)
-        in_box = _in_boxes(points, motion.select(motion.frames == t)) if t != config.key else None
+        in_box = _in_boxes(points, motion.select(motion.frames == t))
         taken = np.zeros(len(points), bool)
         for v in range(len(frame.intrinsics)):
             if not frame.exists[v]:
@@ -83,17 +83,19 @@ def reference_rays(
             away = away / np.linalg.norm(away, axis=1, keepdims=True)
             table = np.ones(256) if config.loss_weights is None else np.array(config.loss_weights)
             count = int(seen.sum())
-            values = (np.tile(origin, (count, 1)), away[seen], distance[seen], depth[seen])
             parts.append(
                 RayLabels(
-                    *(torch.from_numpy(value) for value in values),
-                    torch.from_numpy(labels[seen]),
-                    torch.from_numpy(table[labels[seen]]),
-                    torch.full((count,), t),
-                    torch.full((count,), v),
-                    torch.from_numpy(pixels[seen]),
-                    torch.zeros(count, dtype=torch.int64),
-                    config.frame_offsets,
+                    origins=torch.from_numpy(np.tile(origin, (count, 1))),
+                    directions=torch.from_numpy(away[seen]),
+                    distance=torch.from_numpy(distance[seen]),
+                    depth=torch.from_numpy(depth[seen]),
+                    labels=torch.from_numpy(labels[seen]),
+                    weights=torch.from_numpy(table[labels[seen]]),
+                    frames=torch.full((count,), t),
+                    cameras=torch.full((count,), v),
+                    pixels=torch.from_numpy(pixels[seen]),
+                    samples=torch.zeros(count, dtype=torch.int64),
+                    frame_offsets=config.frame_offsets,
                 )
             )
     return RayLabels.cat(parts)
