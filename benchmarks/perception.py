@@ -5,8 +5,9 @@
     python benchmarks/perception.py --smoke --output smoke      # a minute or two on a CPU, means nothing
 
 Every arm trains on one GPU, all for the same number of steps on the same drives in the same order. `--output` gets
-report.json and report.md, a folder for each arm (curve, weights in half precision of the best one, scores) and a few
-predictions as npz. An arm that is finished there is not trained again. All of it is bounded by `--seconds`.
+report.json, report.md and the curves, a folder for each arm (curve, weights in half precision, counts of every scene),
+the weights of the arm that is best on development scenes, and a few predictions as npz. An arm that is finished there
+is not trained again. All of it is bounded by `--seconds`.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> dict | None:
     if args.smoke:
         args.model, args.scenes, args.workers, args.resamples, args.batch = "sparseocc_tiny", 2, 0, 20, 2
         args.training_scenes, args.key_frames, args.exam_frames, args.scored = 2, 3, 3, (1, 2)
-        args.train_steps = args.train_steps or 4
+        args.train_steps, args.seconds = args.train_steps or 4, 1e6
     args.split = "test"
     if max(args.scored) >= args.exam_frames:
         raise SystemExit(f"key frame {max(args.scored)} cannot be scored in drives of {args.exam_frames}")

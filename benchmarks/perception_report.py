@@ -116,10 +116,10 @@ def claimed(interval: Interval) -> bool:
 
 def as_markdown(report: dict[str, Any]) -> str:
     """The tables, for people; intervals at 95 % over scenes."""
-    schedule = report["schedule"]
+    plan = report["schedule"]
     parts = [
-        f"{report['model']}: {schedule['steps']} steps of {schedule['batch']} samples on {report['learning_from']} key "
-        f"frames of {report['training_scenes']} scenes; {report['ranks']} x {report['chip']}; "
+        f"{report['model']}: {plan['steps']} steps of {plan['batch']} samples on {report['learning_from']} key frames "
+        f"of {report['training_scenes']} scenes; {report['ranks']} x {report['chip']}; "
         f"{report['seconds']:.0f} s in all; 95 % intervals over scenes."
     ]
     for level, rows in report["levels"].items():

@@ -1,5 +1,6 @@
 """One run of perception.py: drives, arms, exams, in that order and within the time."""
 
+import shutil
 import time
 from argparse import Namespace
 from dataclasses import replace
@@ -66,11 +67,15 @@ def run(args: Namespace) -> dict | None:
                 best = max(best, (found["development"], name))
         with kept_going("baselines", failures):
             baselines(contender, drives, exams, ranks, args.output)
+            if ranks.is_main:
+                keep_scenes(exams, args.output / "samples")
         failures = [text for part in ranks.gather(failures) for text in part]
         best = max(ranks.gather(best))
         agreed(0.0, ranks, device)
     if not ranks.is_main:
         return None
+    if best[1]:
+        shutil.copytree(args.output / best[1] / "model", args.output / "model", dirs_exist_ok=True)
     from perception_report import summarise
 
     facts |= {"ranks": ranks.world, "failures": failures, "best": best[1], "seconds": clock.spent()}
@@ -262,22 +267,39 @@ def baselines(contender: Contender, drives: Drives, exams: dict[str, Exam], rank
             save_file(counts, folder / f"{level.replace(' ', '_')}.safetensors")
 
 
-def keep_samples(training: Training, exam: Exam, setting: float, path: Path, most: int = 3) -> None:
-    """The last scored frame of the first scenes: pictures, labels, masks, predictions."""
-    import numpy as np
+def shown_rows(exam: Exam) -> Tensor:
+    """The scored frames that are kept as samples: the last one of the first two scenes."""
+    return torch.arange(exam.per_scene - 1, len(exam.rows), exam.per_scene)[:2]
 
-    rows = torch.arange(exam.per_scene - 1, len(exam.rows), exam.per_scene)[:most]
-    (guess,), panoptic = predictor(training, exam, (setting,))(rows)
-    images, _ = exam.drives.inputs(exam.rows[rows], 1)
-    index = rows.to(images.device)
-    arrays = {
-        "images": images[:, 0].permute(0, 1, 3, 4, 2),
-        "labels": exam.drives.labels[EXACT][0][index],
-        "instances": exam.drives.labels[EXACT][1][index],
-        "camera_mask": exam.masks["camera"][index],
-        "prediction": guess,
-    }
+
+def keep_scenes(exams: dict[str, Exam], folder: Path) -> None:
+    """What the sample predictions are of: pictures, labels, masks."""
+    for level, exam in exams.items():
+        rows = shown_rows(exam)
+        images, _ = exam.drives.inputs(exam.rows[rows], 1)
+        index = rows.to(images.device)
+        semantics, instances = (values[index] for values in exam.drives.labels[EXACT])
+        save_arrays(
+            folder / f"{level.replace(' ', '_')}-scenes.npz",
+            images=images[:, 0].permute(0, 1, 3, 4, 2),
+            labels=semantics,
+            instances=instances,
+            camera_mask=exam.masks["camera"][index],
+        )
+
+
+def keep_samples(training: Training, exam: Exam, setting: float, path: Path) -> None:
+    """The predictions of the frames of `keep_scenes`."""
+    (guess,), panoptic = predictor(training, exam, (setting,))(shown_rows(exam))
+    arrays = {"prediction": guess}
     if panoptic is not None:
         arrays |= {"panoptic_prediction": panoptic[0], "predicted_instances": panoptic[1].to(torch.uint8)}
+    save_arrays(path, **arrays)
+
+
+def save_arrays(path: Path, **arrays: Tensor) -> None:
+    """Write tensors as a compressed npz."""
+    import numpy as np
+
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **{key: value.cpu().numpy() for key, value in arrays.items()})

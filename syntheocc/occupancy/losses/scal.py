@@ -43,23 +43,30 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def geo_scal_loss(
-    probabilities: Tensor,  # [N, C]
-    labels: Tensor,  # [N]
+    probabilities: Tensor,  # [..., N, C]
+    labels: Tensor,  # [..., N]
     free: int,
     ignore_index: int | None = 255,
 ) -> Tensor:
-    """The affinity of "occupied": `scal_loss` of 1 - P(free) against label != free; 0 without any entry."""
+    """The affinity of "occupied": `scal_loss` of 1 - P(free) against label != free; 0 without any entry.
+
+    With samples in front (only where all entries count, `ignore_index` None) one number a sample.
+    """
     probabilities, labels = known_entries(probabilities, labels, ignore_index)
-    return scal_loss(1 - probabilities[:, free], labels != free)
+    return scal_loss((1 - probabilities[..., free]).movedim(-1, 0), (labels != free).movedim(-1, 0))
 
 
 def sem_scal_loss(
-    probabilities: Tensor,  # [N, C]
-    labels: Tensor,  # [N]
+    probabilities: Tensor,  # [..., N, C]
+    labels: Tensor,  # [..., N]
     ignore_index: int | None = 255,
 ) -> Tensor:
-    """Mean of `scal_loss` over the classes present (free counts as one); 0 without any entry."""
+    """Mean of `scal_loss` over the classes present (free counts as one); 0 without any entry.
+
+    With samples in front (only where all entries count, `ignore_index` None) one number a sample.
+    """
     probabilities, labels = known_entries(probabilities, labels, ignore_index)
-    target = labels[:, None] == torch.arange(probabilities.shape[1], device=labels.device)
-    present = target.any(0).to(probabilities.dtype)
-    return (scal_loss(probabilities, target) * present).sum() / present.sum().clamp_min(1)
+    target = labels[..., None] == torch.arange(probabilities.shape[-1], device=labels.device)
+    present = target.any(-2).to(probabilities.dtype)
+    losses = scal_loss(probabilities.movedim(-2, 0), target.movedim(-2, 0))
+    return (losses * present).sum(-1) / present.sum(-1).clamp_min(1)

@@ -25,15 +25,22 @@ def frequency_weights(frequencies: Sequence[float]) -> Tensor:
 
 
 def weighted_cross_entropy(
-    logits: Tensor,  # [N, C]
-    labels: Tensor,  # [N]
+    logits: Tensor,  # [..., N, C]
+    labels: Tensor,  # [..., N]
     weights: Tensor | None = None,  # [C]
     ignore_index: int | None = 255,
 ) -> Tensor:
-    """Cross entropy, the mean weighted by each entry's class; 0 without any entry (torch's own gives NaN there)."""
+    """Cross entropy, the mean weighted by each entry's class; 0 without any entry (torch's own gives NaN there).
+
+    With samples in front (only where all entries count, `ignore_index` None) one number a sample.
+    """
     logits, labels = known_entries(logits, labels, ignore_index)
     if labels.numel() == 0:
         return logits.sum() * 0
+    if labels.ndim > 1:
+        weights = logits.new_ones(logits.shape[-1]) if weights is None else weights.to(logits)
+        loss = functional.cross_entropy(logits.flatten(0, -2), labels.long().flatten(), weights, reduction="none")
+        return loss.view(labels.shape).sum(-1) / weights[labels.long()].sum(-1)
     return functional.cross_entropy(logits, labels.long(), None if weights is None else weights.to(logits))
 
 
