@@ -12,7 +12,7 @@ Legend: R rays, S samples of a ray, B samples of a batch, C classes, X Y Z voxel
 Specification: specs/occflownet_splattingocc.md 3.3, 3.7.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,7 +34,7 @@ from syntheocc.occupancy.rendering.lookup import nearest, trilinear, voxel_coord
 from syntheocc.occupancy.rendering.motion import RayWarp
 from syntheocc.occupancy.rendering.sampling import edges_around, resample, uniform_edges, voxel_edges
 
-__all__ = ["Field", "RenderSettings", "fields_of", "render_rays"]
+__all__ = ["Field", "RenderSettings", "check_rays", "fields_of", "render_in_pieces", "render_rays"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,35 +153,66 @@ def render_rays(
         2.0
     """
     settings = settings or RenderSettings()
-    _check(fields, index, origins, directions, spec, settings, warp, jitter, front_limits)
-    dtype = torch.float64 if fields[0].density.dtype == torch.float64 else torch.float32
-    with torch.autocast(origins.device.type, enabled=False):
-        fields = [Field(f.density.to(dtype), f.semantics.to(dtype), f.classes, f.stays) for f in fields]
-        origins, directions = origins.detach().to(dtype), directions.detach().to(dtype)
+    rows = {"front_limits": front_limits, "warp": None if warp is None else warp.enter}
+    check_rays(fields, index, origins, directions, spec, rows)
+    if warp is not None and warp.by_class and any(f.classes is None or f.stays is None for f in fields):
+        raise ValueError("samples warped by class need Field.classes and Field.stays; `rendering.flow` makes them")
+    if jitter is not None and tuple(jitter.shape) != (len(index), settings.intervals - 1):
+        raise ValueError(
+            f"jitter must be {(len(index), settings.intervals - 1)}, a number for each inner edge, got "
+            f"{tuple(jitter.shape)}"
+        )
+    origins, directions = origins.detach(), directions.detach()
+
+    def piece(field: Field, rays: Tensor) -> Callable[[Tensor, Tensor], RenderedRays]:
+        dtype = field.density.dtype
+        start, way = origins[rays].to(dtype), directions[rays].to(dtype)
         edges = None
         if settings.sampling != "exact":
-            near, far, count = settings.near, settings.far, settings.intervals
-            edges = uniform_edges(len(index), near, far, count, origins.device, dtype, jitter)
-        parts, order = [], []
-        pieces = _pieces(index, len(fields), settings.chunk)
+            noise = None if jitter is None else jitter[rays]
+            near, far = settings.near, settings.far
+            edges = uniform_edges(len(rays), near, far, settings.intervals, start.device, dtype, noise)
+        part = _Piece(field, start, way, spec, settings, None if warp is None else warp.select(rays))
+        places = part.places(edges)
+        limits = None if front_limits is None else front_limits[rays].to(dtype)
+        return lambda density, semantics: part.render(density, semantics, *places, limits, keep_samples)
+
+    return render_in_pieces(fields, index, settings.chunk, piece, front_limits is not None, keep_samples)
+
+
+def render_in_pieces(
+    fields: Sequence[Field],
+    index: Tensor,  # [R]
+    chunk: int,
+    piece: Callable[[Field, Tensor], Callable[[Tensor, Tensor], RenderedRays]],
+    front: bool,
+    keep: bool,
+) -> RenderedRays:
+    """Groups rays by field, cuts them into chunks, and renders these in float32 at least.
+
+    Args:
+        fields: the volumes.
+        index: int64, the field of each ray.
+        chunk: rays at a time. What several chunks keep for their backward pass is computed again there.
+        piece: makes, of a field and the numbers of some rays, what renders these from density and semantics; it is
+            called once a chunk, without autocast.
+        front: whether `RenderedRays.front` is asked for (what a set without rays cannot tell).
+        keep: whether the samples are, likewise.
+    """
+    dtype = torch.float64 if fields[0].density.dtype == torch.float64 else torch.float32
+    with torch.autocast(index.device.type, enabled=False):
+        fields = [Field(f.density.to(dtype), f.semantics.to(dtype), f.classes, f.stays) for f in fields]
+        pieces = _pieces(index, len(fields), chunk)
         again = len(pieces) > 1 and torch.is_grad_enabled()
-        for field, rays in pieces:
-            piece = _Piece(
-                fields[field], origins[rays], directions[rays], spec, settings,
-                None if warp is None else warp.select(rays),
-            )  # fmt: skip
-            at, bounds = piece.places(None if edges is None else edges[rays])
-            limits = None if front_limits is None else front_limits[rays].to(dtype)
-            run: Callable[..., RenderedRays] = piece.render
-            if again:
-                parts.append(_recomputed(run, fields[field], at, bounds, limits, keep_samples))
-            else:
-                parts.append(run(fields[field].density, fields[field].semantics, at, bounds, limits, keep_samples))
-            order.append(rays)
+        parts = []
+        for number, rays in pieces:
+            field = fields[number]
+            render = piece(field, rays)
+            parts.append(_recomputed(render, field) if again else render(field.density, field.semantics))
         if not parts:
-            return _nothing(fields[0], front_limits, keep_samples)
+            return _nothing(fields[0], front, keep)
         back = torch.empty_like(index)
-        back[torch.cat(order)] = torch.arange(len(index), device=index.device)
+        back[torch.cat([rays for _, rays in pieces])] = torch.arange(len(index), device=index.device)
         return RenderedRays.cat(parts).select(back)
 
 
@@ -253,9 +284,9 @@ class _Piece:
         )
 
 
-def _recomputed(run: Callable[..., RenderedRays], field: Field, *arguments) -> RenderedRays:
+def _recomputed(render: Callable[[Tensor, Tensor], RenderedRays], field: Field) -> RenderedRays:
     def call(density: Tensor, semantics: Tensor) -> tuple[Tensor | None, ...]:
-        return tuple(vars(run(density, semantics, *arguments)).values())
+        return tuple(vars(render(density, semantics)).values())
 
     values = checkpoint(call, field.density, field.semantics, use_reentrant=False, preserve_rng_state=False)
     return RenderedRays(*values)
@@ -272,25 +303,26 @@ def _pieces(index: Tensor, fields: int, chunk: int) -> list[tuple[int, Tensor]]:
     return [(field, rays) for field, group in enumerate(groups) if len(group) for rays in group.split(chunk)]
 
 
-def _nothing(field: Field, limits: Tensor | None, keep: bool) -> RenderedRays:
+def _nothing(field: Field, front: bool, keep: bool) -> RenderedRays:
     """The result without rays; still depends on the volumes, so that a distributed backward pass does not hang."""
     none = field.density.flatten()[:0]
-    wide = none[:, None] * none.new_zeros(0, 1) if keep else None
-    semantics = field.semantics.flatten(0, 2)[:0]
-    return RenderedRays(none, none, semantics, None if limits is None else none, wide, wide, wide)
+    wide = none[:, None] if keep else None
+    return RenderedRays(none, none, field.semantics.flatten(0, 2)[:0], none if front else None, wide, wide, wide)
 
 
-def _check(
+def check_rays(
     fields: Sequence[Field],
     index: Tensor,
     origins: Tensor,
     directions: Tensor,
     spec: GridSpec,
-    settings: RenderSettings,
-    warp: RayWarp | None,
-    jitter: Tensor | None,
-    limits: Tensor | None,
+    rows: Mapping[str, Tensor | None],
 ) -> None:
+    """Checks what renderers are given; `rows` are further tensors with a row for each ray.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit.
+    """
     if not fields:
         raise ValueError("no field to render")
     for field in fields:
@@ -301,20 +333,13 @@ def _check(
             )
         if field.semantics.ndim != 4 or field.semantics.shape[3] != fields[0].semantics.shape[3]:
             raise ValueError(f"semantics are [X, Y, Z, C], as many classes each, got {tuple(field.semantics.shape)}")
-        if warp is not None and warp.by_class and (field.classes is None or field.stays is None):
-            raise ValueError("samples warped by class need Field.classes and Field.stays; `rendering.flow` makes them")
-    rays = (len(index),)
-    for name, value, shape in (
-        ("index", index, rays),
-        ("origins", origins, (*rays, 3)),
-        ("directions", directions, (*rays, 3)),
-        ("front_limits", limits, rays),
-        ("jitter", jitter, (*rays, settings.intervals - 1)),
-        ("warp", None if warp is None else warp.enter[:, :0].sum(1), rays),
-    ):
-        if value is None:
+    for name, value, width in (("index", index, ()), ("origins", origins, (3,)), ("directions", directions, (3,))):
+        if tuple(value.shape) != (len(index), *width):
+            raise ValueError(f"{name} must be {(len(index), *width)}, got {tuple(value.shape)}")
+    for name, row in {"index": index, "origins": origins, "directions": directions, **rows}.items():
+        if row is None:
             continue
-        if tuple(value.shape) != shape:
-            raise ValueError(f"{name} must have a row for each of {rays[0]} rays, {shape}; got {tuple(value.shape)}")
-        if value.device != fields[0].density.device:
-            raise ValueError(f"{name} is on {value.device}, the fields on {fields[0].density.device}")
+        if len(row) != len(index):
+            raise ValueError(f"{name} must have a row for each of {len(index)} rays, got {len(row)}")
+        if row.device != fields[0].density.device:
+            raise ValueError(f"{name} is on {row.device}, the fields on {fields[0].density.device}")

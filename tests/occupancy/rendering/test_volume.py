@@ -349,7 +349,7 @@ def test_impossible_settings_are_refused(change, message):
 def test_wrong_shapes_are_refused():
     density, semantics, index, origins, directions = scene()
     fields = fields_of(density, semantics)
-    with pytest.raises(ValueError, match="origins must have a row"):
+    with pytest.raises(ValueError, match="origins must be"):
         render_rays(fields, index, origins[:3], directions, SPEC)
     with pytest.raises(ValueError, match="of the grid's shape"):
         render_rays([Field(density[0, 1:], semantics[0])], index, origins, directions, SPEC)
