@@ -45,7 +45,7 @@ def loader(bench: Bench) -> None:
         current = Sampling(num_frames=config.num_frames, image=image, current_only=True)
         data = OccupancyFrames(frames, current, config.grid, rounds=rounds if bench.args.smoke else 8 * rounds)
         net = prepare_for_inference(SparseOcc.from_preset(bench.args.preset).to(bench.device))
-        online = OnlinePredictor(net)
+        online = OnlinePredictor(net, cuda_graph=True)
 
         def predicted() -> Iterable[Any]:
             for batch in _loader(bench, data):

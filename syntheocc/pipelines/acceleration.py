@@ -9,9 +9,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from syntheocc.engine.graphs import RecordedCall, signature, weight_addresses
 from syntheocc.models import MPIControlNetModel, MultiviewUNet2DConditionModel, NeighborLinks
 from syntheocc.models.channels_last import to_channels_last, to_contiguous
-from syntheocc.pipelines.graphs import RecordedCall, signature, weight_addresses
 from syntheocc.pipelines.solver import LinearSolver, is_linear
 
 # cuDNN's kernel reaches 430 TFLOP/s on an H200 at these shapes, the flash kernel 312; what it refuses falls through.

@@ -1,6 +1,7 @@
-"""CUDA graphs of a denoising step: thousands of launches recorded once and replayed as one."""
+"""CUDA graphs of a step that is repeated: thousands of launches recorded once and replayed as one."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +14,16 @@ class RecordedCall:
     the addresses of all weights: it must be made again when one of them moves.
 
     Args:
-        function: takes the tensors in order and returns one tensor; must not wait for the device.
+        function: takes the tensors in order and returns a tensor, or a tuple of tensors and Nones; must not wait for
+            the device.
         tensors: of the first call; later ones need the same shapes, dtypes and Nones.
+        constant: a tensor that is the very object of the call before is taken to hold the same values still.
     """
 
-    def __init__(self, function: Callable[..., Tensor], tensors: Sequence[Tensor | None]):
+    def __init__(self, function: Callable[..., Any], tensors: Sequence[Tensor | None], constant: bool = True):
+        self._constant = constant
         self._static = [None if tensor is None else tensor.clone() for tensor in tensors]
-        self._current = list(tensors)
+        self._current: list[Tensor | None] = list(tensors) if constant else [None] * len(tensors)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -31,14 +35,17 @@ class RecordedCall:
         with torch.cuda.graph(self._graph):
             self._output = function(*self._static)
 
-    def __call__(self, tensors: Sequence[Tensor | None]) -> Tensor:
-        """The function's result for these tensors."""
+    def __call__(self, tensors: Sequence[Tensor | None]) -> Any:
+        """The function's result for these tensors, in memory of its own."""
         for i, (static, tensor) in enumerate(zip(self._static, tensors, strict=True)):
-            if static is not None and tensor is not None and tensor is not self._current[i]:
-                static.copy_(tensor)
-                self._current[i] = tensor
+            if static is None or tensor is None or (self._constant and tensor is self._current[i]):
+                continue
+            static.copy_(tensor)
+            self._current[i] = tensor if self._constant else None
         self._graph.replay()
-        return self._output.clone()
+        if isinstance(self._output, Tensor):
+            return self._output.clone()
+        return tuple(None if tensor is None else tensor.clone() for tensor in self._output)
 
 
 def signature(tensors: Sequence[Tensor | None]) -> tuple:
