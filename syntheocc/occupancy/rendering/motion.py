@@ -25,7 +25,7 @@ from torch import Tensor
 
 from syntheocc.occupancy.rendering.rays import BoxMotion
 
-__all__ = ["RayWarp", "warp_points", "warp_rays"]
+__all__ = ["RayWarp", "box_stretches", "rays_and_boxes", "warp_points", "warp_rays"]
 
 
 @dataclass(eq=False)
@@ -99,9 +99,9 @@ def warp_rays(
         by_class: see `RayWarp`.
     """
     boxes = motion.to(origins.device, origins.dtype)
-    ray, box = _candidates(frames, samples, boxes)
+    ray, box = rays_and_boxes(frames, samples, boxes)
     half = boxes.padded_sizes / 2
-    spans = [_slab(pose, half, origins, directions, ray, box) for pose in (boxes.target2ego, boxes.source2ego)]
+    spans = [box_stretches(pose, half, origins, directions, ray, box) for pose in (boxes.target2ego, boxes.source2ego)]
     (enter, leave), (left_enter, left_leave) = spans
     back = boxes.target2source
     start = torch.einsum("pij,pj->pi", back[box, :3, :3], origins[ray]) + back[box, :3, 3]
@@ -152,7 +152,7 @@ def warp_points(
     return at, left
 
 
-def _candidates(frames: Tensor, samples: Tensor, boxes: BoxMotion) -> tuple[Tensor, Tensor]:
+def rays_and_boxes(frames: Tensor, samples: Tensor, boxes: BoxMotion) -> tuple[Tensor, Tensor]:
     """Pairs of a ray and a box of the same frame and sample, by ray and then by box: two int64 [P]."""
     if not len(boxes) or not len(frames):
         none = torch.zeros(0, dtype=torch.int64, device=frames.device)
@@ -168,7 +168,7 @@ def _candidates(frames: Tensor, samples: Tensor, boxes: BoxMotion) -> tuple[Tens
     return ray, ordered[first[ray] + offset]
 
 
-def _slab(
+def box_stretches(
     pose: Tensor, half: Tensor, origins: Tensor, directions: Tensor, ray: Tensor, box: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Distances [P] between which ray is in box; the second is smaller where it never is."""
