@@ -31,7 +31,16 @@ from syntheocc.occupancy.rendering.compositing import RenderedRays
 from syntheocc.occupancy.rendering.gaussian_motion import GaussianMoves
 from syntheocc.occupancy.rendering.splat_views import SplatRays
 
-__all__ = ["BACKENDS", "Gaussians", "SplatSettings", "decide", "gaussians_from_volume", "splat", "unflip"]
+__all__ = [
+    "BACKENDS",
+    "Gaussians",
+    "SplatSettings",
+    "decide",
+    "gaussians_from_volume",
+    "mirrored_axes",
+    "splat",
+    "unflip",
+]
 
 BACKENDS = ("torch_reference", "torch_sparse", "triton", "gsplat")
 
@@ -153,7 +162,7 @@ def gaussians_from_volume(
             scale = low + (high - low) * torch.sigmoid(raw_scale.to(dtype) + middle)
         offsets = None if raw_offset is None else settings.max_offset * torch.tanh(raw_offset.to(dtype))
         if grid_transforms is not None:
-            flips = _flips(grid_transforms, len(raw))
+            flips = mirrored_axes(grid_transforms, len(raw))
             raw, logits = unflip(raw, flips), unflip(logits, flips)
             scale = unflip(scale, flips) if isinstance(scale, Tensor) else scale
             if offsets is not None:
@@ -281,8 +290,8 @@ def _along_rays(
     )
 
 
-def _flips(grid_transforms: Tensor, samples: int) -> Tensor:
-    """Which of x, y each sample's grid was mirrored along, bool [B, 2]."""
+def mirrored_axes(grid_transforms: Tensor, samples: int) -> Tensor:
+    """Which of x, y each sample's grid was mirrored along, bool [B, 2]; ValueError if it was turned or scaled."""
     linear = grid_transforms[..., :3, :3]
     if tuple(linear.shape) != (samples, 3, 3):
         raise ValueError(f"grid_transforms must be [{samples}, 4, 4], got {list(grid_transforms.shape)}")
