@@ -1,5 +1,6 @@
 """An exponential moving average of trained parameters, in float32, updated by a handful of fused launches."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,11 +13,14 @@ class EMA:
     """Averages of named parameters: average <- decay * average + (1 - decay) * parameter.
 
     The decay of the n-th update (from 0) is `min(decay, (1 + n) / (10 + n))`: the average forgets the random start
-    fast (Tensorflow's and diffusers' warm-up).
+    fast (Tensorflow's and diffusers' warm-up). With `ramp` it is `decay * (1 - e^(-(first + n + 1) / ramp))`, as YOLOX
+    and BEVDet average.
 
     Args:
         parameters: name -> parameter; the averages live on the parameters' devices, in float32.
         decay: of a long run, in [0, 1).
+        ramp: updates over which the decay rises.
+        first: updates that count as done when the first one comes; with `ramp`.
 
     Example:
         >>> ema = EMA(dict(model.named_parameters()))
@@ -25,12 +29,18 @@ class EMA:
         ...     model.save_pretrained(folder)
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], decay: float = 0.9999):
+    def __init__(
+        self, parameters: Mapping[str, Tensor], decay: float = 0.9999, ramp: float | None = None, first: int = 0
+    ):
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"the decay of an average is in [0, 1), got {decay}")
         if not parameters:
             raise ValueError("no parameters to average; is anything trained?")
-        self.decay = decay
+        if ramp is not None and not ramp > 0 or first < 0:
+            raise ValueError(
+                f"the ramp of an average's decay is above 0 and begins at 0 or later; got {ramp}, {first}"
+            )
+        self.decay, self.ramp, self.first = decay, ramp, first
         self.updates = 0
         self._parameters = dict(parameters)
         self._averages = [p.detach().to(torch.float32, copy=True) for p in self._parameters.values()]
@@ -43,6 +53,8 @@ class EMA:
 
     def current_decay(self) -> float:
         """The decay of the next update."""
+        if self.ramp is not None:
+            return self.decay * -math.expm1(-(self.first + self.updates + 1) / self.ramp)
         return min(self.decay, (1 + self.updates) / (10 + self.updates))
 
     @torch.no_grad()

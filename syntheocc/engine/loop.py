@@ -173,7 +173,7 @@ class _Loop:
             module.to(accelerator.device)
         optimizer = make_optimizer(config, trained, parameter_groups)
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
-        self.ema = EMA(trained, config.ema_decay) if config.use_ema else None
+        self.ema = EMA(trained, config.ema_decay, config.ema_ramp, config.ema_first) if config.use_ema else None
         self.model, self.optimizer = accelerator.prepare(module, optimizer)
         self.clipped = list(self.model.parameters() if self.state.sharded else trained.values())
         self.fused = isinstance(optimizer, torch.optim.AdamW) and not self.state.sharded

@@ -54,6 +54,10 @@ class LoopConfig:
 
     use_ema: bool = flag(False, "keep an average of the weights; validation and saved models use it")
     ema_decay: float = flag(0.9999, "decay of the average")
+    ema_ramp: float | None = flag(
+        None, "steps over which the decay rises by 1 - e^(-step / ramp); empty: (1+n)/(10+n)"
+    )
+    ema_first: int = flag(0, "with ema_ramp, the step that it begins at")
 
     checkpointing_steps: int = flag(500, "save a checkpoint every so many steps; 0: only when interrupted")
     checkpoints_total_limit: int | None = flag(None, "how many checkpoints to keep; empty: all")
@@ -69,7 +73,7 @@ class LoopConfig:
         self.output_dir = Path(self.output_dir)
         _at_least(self, 1, "max_train_steps", "global_batch_size", "lr_num_cycles")
         _at_least(self, 1, "micro_batch_size", "checkpoints_total_limit")
-        _at_least(self, 0, "seed", "lr_warmup_steps", "checkpointing_steps", "validation_steps")
+        _at_least(self, 0, "ema_first", "seed", "lr_warmup_steps", "checkpointing_steps", "validation_steps")
         _at_least(self, 0, "dataloader_num_workers", "learning_rate", "adam_weight_decay", "max_grad_norm")
         if self.seed >= 2**63:
             raise ValueError(f"seed is {self.seed}; it must be below 2^63")
@@ -81,6 +85,8 @@ class LoopConfig:
                 raise ValueError(f"{name} is in [0, 1], got {getattr(self, name)}")
         if any(not low < high for low, high in pairwise((0, *self.lr_milestones))):
             raise ValueError(f"lr_milestones are steps in ascending order, got {self.lr_milestones}")
+        if self.ema_ramp is not None and not self.ema_ramp > 0.0:
+            raise ValueError(f"ema_ramp is above 0, got {self.ema_ramp}")
         if not self.adam_epsilon > 0.0:
             raise ValueError(f"adam_epsilon is above 0, got {self.adam_epsilon}")
 

@@ -76,3 +76,14 @@ def test_what_is_no_average_is_refused():
         EMA(weight).load_state_dict({"updates": 1, "averages": {"weight": torch.zeros(2), "bias": torch.zeros(1)}})
     with pytest.raises(ValueError, match=r"weight is \[3\], the parameter \[2\]"):
         EMA(weight).load_state_dict({"updates": 1, "averages": {"weight": torch.zeros(3)}})
+
+
+def test_the_decay_may_rise_exponentially_from_a_later_step():
+    """Specs/occflownet_splattingocc.md V18: BEVDet's averages, whose count begins at 10,560."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    ema = EMA({"weight": weight}, decay=0.999, ramp=2000, first=10560)
+    for step, expected in ((10561, 0.993915), (12000, 0.996524), (16000, 0.998665), (31660, 0.999000)):
+        ema.updates = step - 10561
+        assert ema.current_decay() == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match="ramp"):
+        EMA({"weight": weight}, ramp=0)

@@ -1,0 +1,261 @@
+"""What OccFlowNet, RenderOcc and SplattingOcc have in common: steps, answers, files."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from rendered_scene import FREE, TINY_GRID, scene_batch
+
+from syntheocc.occupancy.perception.batch import collate
+from syntheocc.occupancy.perception.occflownet import OccFlowNet, OccFlowNetConfig
+from syntheocc.occupancy.perception.occflownet.step import OccFlowNetStep
+from syntheocc.occupancy.perception.transforms import GridTransform
+from syntheocc.occupancy.perception.view_transform import LiftCameras
+from syntheocc.occupancy.perception.volume_model import VolumeModel, VolumeOutput
+from syntheocc.occupancy.perception.volume_step import VolumeStep, unaugmented, voxel_losses
+from syntheocc.occupancy.rendering.rays import BoxMotion, RayLabels
+
+MODELS: dict[str, tuple[type[VolumeModel], type[VolumeStep], str]] = {
+    "occflownet": (OccFlowNet, OccFlowNetStep, "occflownet_2d_flow_tiny"),
+}
+FLIPS = [GridTransform(flip_x=x, flip_y=y) for x in (False, True) for y in (False, True)]
+
+
+def seeded(step: int, position: int, device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(1000 * step + position)
+
+
+def build(name: str, **changes):
+    model_class, step_class, preset = MODELS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = model_class.from_preset(preset, **changes)
+    return model, step_class(model, seeded)
+
+
+def volumes(number=1, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    raw = torch.randn(number, *TINY_GRID.shape, generator=g)
+    return raw, torch.randn(number, *TINY_GRID.shape, 17, generator=g)
+
+
+def without_dropout(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_steps_lower_the_loss(name):
+    model, step = build(name)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    batch = scene_batch(samples=2)
+    losses = []
+    for index in range(8):
+        found = step(batch, index, [0, 1])
+        assert torch.allclose(found["loss"], sum(v for k, v in found.items() if k != "loss"))
+        optimizer.zero_grad()
+        found["loss"].backward()
+        optimizer.step()
+        losses.append(found["loss"].item())
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("turn", FLIPS[1:], ids=["y", "x", "xy"])
+def test_a_mirrored_grid_has_the_same_loss(name, turn):
+    """Acceptance test 3: the mirrored volumes of a mirrored sample have the losses of the plain one.
+
+    SplattingOcc as published mirrors the volume and not the cameras, and fails this.
+    """
+    model, step = build(name)
+    raw, logits = volumes()
+    plain, mirrored = scene_batch(), scene_batch(turn)
+    axes = [axis for axis, flip in ((1, turn.flip_x), (2, turn.flip_y)) if flip]
+    losses = []
+    for batch, volume in ((plain, (raw, logits)), (mirrored, (raw.flip(axes), logits.flip(axes)))):
+        turned = [unaugmented(v, batch.grid_transforms) for v in volume]
+        losses.append(step.ray_losses(*turned, batch.rays, batch.motion, seeded(0, 0, torch.device("cpu"))))
+    assert losses[0].keys() == losses[1].keys()
+    for key, value in losses[0].items():
+        torch.testing.assert_close(losses[1][key], value)
+    # And the published defect is a defect: without turning back, the losses differ.
+    wrong = step.ray_losses(
+        raw.flip(axes), logits.flip(axes), plain.rays, plain.motion, seeded(0, 0, torch.device("cpu"))
+    )
+    assert any(abs(float(wrong[key] - value)) > 1e-3 for key, value in losses[0].items())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_rays_no_boxes_and_boxes_of_nothing(name):
+    """A sample without lidar, a batch without any ray, and no boxes at all."""
+    model, step = build(name)
+    batch = scene_batch(samples=2)
+    some = batch.rays.select(batch.rays.samples == 1)
+    for rays in (some, RayLabels.empty(batch.rays.frame_offsets)):
+        for motion in (batch.motion, BoxMotion.empty(), None):
+            batch.rays, batch.motion = rays, motion
+            found = step(batch, 0, [0, 1])
+            assert torch.isfinite(found["loss"])
+            model.zero_grad()
+            found["loss"].backward()
+            assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_draws_do_not_depend_on_how_a_batch_is_divided(name):
+    model, step = build(name, rays_per_sample=100)
+    batch = scene_batch(samples=2)
+    generators = [seeded(3, position, torch.device("cpu")) for position in (4, 5)]
+    together = step._drawn(batch.rays, 2, generators)
+    assert torch.bincount(together.samples).tolist() == [100, 100]
+    alone = step._drawn(batch.rays.of_sample(1).select(torch.arange(len(batch.rays) // 2)), 2,
+                        [seeded(3, p, torch.device("cpu")) for p in (4, 5)])  # fmt: skip
+    assert torch.equal(alone.pixels, together.of_sample(1).pixels)
+    assert not torch.equal(together.of_sample(0).pixels, together.of_sample(1).pixels)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_predictions_follow_the_stored_threshold(name, tmp_path):
+    model, _ = build(name)
+    model.eval()
+    batch = scene_batch()
+    cameras = LiftCameras.of_batch(batch)
+    output = model(batch.images, cameras)
+    density = model.density(output.raw)
+    middle = density.median().item()
+    model.with_threshold(middle)
+    prediction = model.predict(batch.images, cameras)
+    assert prediction.semantics.shape == (1, 40, 40, 8) and prediction.semantics.dtype == torch.uint8
+    occupied = prediction.semantics != FREE
+    assert torch.equal(occupied, density > middle) and 0.4 < float(occupied.float().mean()) <= 0.5
+    assert torch.equal(prediction.semantics[occupied].long(), output.logits.argmax(-1)[occupied])
+    sweep = model.threshold_sweep(batch, [0.0, middle, 1e9])
+    assert (sweep[0] != FREE).float().mean() > 0.99 and torch.equal(sweep[1], prediction.semantics)
+    assert (sweep[2] == FREE).all()
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert again.config == model.config and again.config.threshold == middle
+    assert torch.equal(again.predict(batch.images, cameras).semantics, prediction.semantics)
+    with pytest.raises(ValueError, match=r"model\.eval"):
+        model.train().predict(batch.images, cameras)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_presets_in_their_sizes(name):
+    """Small ones have less than 30 million parameters; every preset survives its own file."""
+    model_class, _, _ = MODELS[name]
+    for preset, make in model_class.presets.items():
+        config = make()[0]
+        assert type(config).from_dict(config.to_dict()) == config
+        if preset.endswith("_small"):
+            assert config.image_size == (128, 352) and config.grid.shape == (200, 200, 16)
+            with torch.device("meta"):
+                assert sum(p.numel() for p in model_class(config).parameters()) < 30e6
+    with pytest.raises(ValueError, match="has no preset 'huge'"):
+        model_class.from_preset("huge")
+
+
+def test_one_sample_of_a_batch_is_mirrored():
+    raw, logits = volumes(2)
+    transforms = torch.stack([FLIPS[0].matrix(), FLIPS[1].matrix()]).float()
+    out = unaugmented(raw, transforms)
+    assert torch.equal(out[0], raw[0]) and torch.equal(out[1], raw[1].flip(1))
+    assert torch.equal(unaugmented(logits, transforms)[1], logits[1].flip(1))
+    assert unaugmented(raw, None) is raw
+    with pytest.raises(ValueError, match="flipped back along x and y"):
+        unaugmented(raw, GridTransform(yaw=0.1).matrix().float().expand(2, 4, 4))
+
+
+def test_images_augmented_in_any_way_have_the_same_rays():
+    """Acceptance test 4, the models' part: losses on rays know nothing of image transforms."""
+    model, step = build("occflownet")
+    raw, logits = volumes()
+    batch = scene_batch()
+    generator = torch.device("cpu")
+    expected = step.ray_losses(raw, logits, batch.rays, batch.motion, seeded(0, 0, generator))
+    batch.image_transforms = batch.image_transforms * 2
+    got = step.ray_losses(raw, logits, batch.rays, batch.motion, seeded(0, 0, generator))
+    assert {k: float(v) for k, v in got.items()} == {k: float(v) for k, v in expected.items()}
+
+
+def test_voxel_losses_by_hand():
+    """Two voxels known, one of class 4: the free one is sure, the occupied one undecided between two classes."""
+    occupied = torch.tensor([-40.0, 0.0, 7.0]).view(1, 3, 1, 1)
+    logits = torch.full((1, 3, 1, 1, 17), -1e4)
+    logits[0, 1, 0, 0, [4, 9]] = 3.0
+    labels = torch.tensor([FREE, 4, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    found = voxel_losses(VolumeOutput(occupied, logits, logits), occupied, labels, FREE)
+    ln2 = float(torch.tensor(2.0).log())
+    assert float(found["voxel_density"]) == pytest.approx(ln2 / 2)
+    assert float(found["voxel_semantics"]) == pytest.approx(ln2)
+    none = voxel_losses(VolumeOutput(occupied, logits, logits), occupied, torch.full_like(labels, 255), FREE)
+    assert float(none["voxel_density"]) == 0 and float(none["voxel_semantics"]) == 0
+
+
+def test_labelled_voxels_alone_or_besides():
+    batch = scene_batch(FLIPS[3])
+    _, both = build("occflownet", voxel_weight=1.0)
+    assert {"depth", "semantics", "lss_depth", "voxel_density", "voxel_semantics"} <= set(both(batch, 0, [0]))
+    model, alone = build("occflownet", voxel_weight=1.0, ray_weight=0.0)
+    assert set(alone(batch, 0, [0])) == {"lss_depth", "voxel_density", "voxel_semantics", "loss"}
+    batch.rays = None
+    assert set(alone(batch, 0, [0])) == {"voxel_density", "voxel_semantics", "loss"}
+    with pytest.raises(ValueError, match="s0 have no rays"):
+        both(batch, 0, [0])
+    batch.semantics = None
+    with pytest.raises(ValueError, match="s0 have no labelled voxels"):
+        alone(batch, 0, [0])
+
+
+def test_published_weights_see_reversed_channels():
+    model, _ = build("occflownet", bgr=True)
+    plain, _ = build("occflownet")
+    image = torch.tensor([10.0, 20.0, 200.0]).view(3, 1, 1)
+    torch.testing.assert_close(model.normalise(image), plain.normalise(image.flip(0)))
+    assert float(plain.normalise(image)[0]) == pytest.approx((10 - 123.675) / 58.395)
+
+
+def test_checkpointing_changes_no_gradient():
+    batch = scene_batch(samples=2)
+    gradients = []
+    for checkpointing in (False, True):
+        model, step = build("occflownet")
+        without_dropout(model).gradient_checkpointing_enable(checkpointing)
+        step(batch, 0, [0, 1])["loss"].backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_batches_of_samples_with_rays():
+    one, other = scene_batch(), scene_batch(FLIPS[1])
+    batch = collate([one, other])
+    assert len(batch.rays) == 2 * len(one.rays) and batch.rays.samples.unique().tolist() == [0, 1]
+    assert batch.motion.samples.tolist() == [0, 0, 1, 1] and batch.grid_transforms[1, 1, 1] == -1
+    moved = batch.to("cpu")
+    assert torch.equal(moved.rays.labels, batch.rays.labels)
+    other.rays = None
+    with pytest.raises(ValueError, match="s0 have no rays, others"):
+        collate([one, other])
+
+
+def test_configs_that_do_not_fit_are_refused():
+    config = OccFlowNet.presets["occflownet_2d_tiny"]()[0]
+    for changes, message in (
+        ({"flow": "optical"}, "flow must be"),
+        ({"rays_per_sample": 0}, "rays_per_sample"),
+        ({"voxel_weight": -1.0}, "voxel_weight"),
+        ({"density": "linear"}, "density must be"),
+        ({"taxonomy": replace(config.taxonomy, free=0)}, "must be free"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(config, **changes)
+    with pytest.raises(ValueError, match="has no colour"):
+        OccFlowNetConfig.from_dict({**config.to_dict(), "colour": 1})
+    values = config.to_dict()
+    del values["trunk"]
+    with pytest.raises(ValueError, match="lacks trunk"):
+        OccFlowNetConfig.from_dict(values)
