@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,19 @@ class Training:
         else:
             self.skipped += 1
         return {**{name: value.detach() for name, value in losses.items()}, "gradient_norm": norm.detach()}
+
+    def parts(self, now: Callable[[], float]) -> dict[str, float]:
+        """Seconds of the parts of one step without an update; `now` waits for the device."""
+        times = [now()]
+        rows, flips = next(self.draws)
+        batch = self.drives.batch(rows, self.arm.frames, self.arm.labels, flips)
+        times.append(now())
+        losses = self.contender.losses(self.model, batch, self.dtype)
+        times.append(now())
+        losses["loss"].backward()
+        times.append(now())
+        self.optimizer.zero_grad(set_to_none=True)
+        return dict(zip(("batch", "forward", "backward"), [b - a for a, b in pairwise(times)], strict=True))
 
     def run(self, folder: Path, say: Callable[[str], None], enough: Callable[[], bool]) -> dict[str, Any]:
         """Train to the schedule's end, or until `enough` says that time is over; the curve goes to log.jsonl."""

@@ -70,8 +70,8 @@ def run(args: Namespace) -> dict | None:
             if ranks.is_main:
                 keep_scenes(exams, args.output / "samples")
         failures = [text for part in ranks.gather(failures) for text in part]
+        # Through the host, not the device: a rank whose device failed must not take the others with it.
         best = max(ranks.gather(best))
-        agreed(0.0, ranks, device)
     if not ranks.is_main:
         return None
     if best[1]:
@@ -140,7 +140,8 @@ def planned(
         stepping, examining = 0.0, 0.0
         for name in mine:
             timed = step_seconds(contender, ARMS[name], drives, exams, schedule)
-            say(f"{name}: {timed[0]:.3f} s a step, {timed[1]:.1f} s for the exams", everyone=True)
+            parts = ", ".join(f"{part} {seconds:.3f}" for part, seconds in timed[2].items())
+            say(f"{name}: {timed[0]:.3f} s a step ({parts}), {timed[1]:.1f} s for the exams", everyone=True)
             stepping, examining = stepping + timed[0], examining + timed[1]
         if mine and not args.train_steps:
             fit = (clock.left() - examining - RESERVE) / (1.03 * stepping)
@@ -154,8 +155,8 @@ def planned(
 
 def step_seconds(
     contender: Contender, arm: Arm, drives: Drives, exams: dict[str, Exam], schedule: Schedule
-) -> tuple[float, float]:
-    """Seconds of a training step, and of all exams, from a network that is thrown away."""
+) -> tuple[float, float, dict[str, float]]:
+    """Seconds of a training step, of all exams, and of a step's parts, from a network that is thrown away."""
     on_gpu = drives.images.is_cuda
     training = Training(contender, arm, drives, replace(schedule, steps=10_000), half=on_gpu)
     training.model.train()
@@ -165,7 +166,7 @@ def step_seconds(
             began = _now(drives)
         training.one()
     stepping = (_now(drives) - began) / timed
-    training.model.eval()
+    parts = training.parts(lambda: _now(drives))
     exam = exams[DEVELOPMENT]
     few = replace(exam, rows=exam.rows[: max(exam.per_scene, AT_ONCE // exam.per_scene * exam.per_scene)])
     examine(training, few, 2)
@@ -174,7 +175,7 @@ def step_seconds(
     scored = sum(len(one.rows) for one in exams.values())
     # The development scenes are asked twice.
     examining = (_now(drives) - began) * (scored + len(exam.rows)) / len(few.rows)
-    return stepping, examining
+    return stepping, examining, parts
 
 
 def _now(drives: Drives) -> float:
