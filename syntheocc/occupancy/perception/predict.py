@@ -21,25 +21,22 @@ from syntheocc.engine.flags import parse_flags
 from syntheocc.engine.loading import BadSample
 from syntheocc.engine.ranks import Ranks
 from syntheocc.occupancy.data.frames import Frame
+from syntheocc.occupancy.grids import Preset
 from syntheocc.occupancy.perception.prediction import OccupancyPrediction
 from syntheocc.occupancy.perception.registry import ModelEntry, load_model
 from syntheocc.occupancy.perception.settings import PredictConfig
 from syntheocc.occupancy.perception.storage import CONFIG, WEIGHTS
 
-__all__ = ["PredictConfig", "predict"]
+__all__ = ["PredictConfig", "device_of", "predict", "predict_missing"]
 
 SETTINGS, BAD_SAMPLES = "settings.json", "bad_samples.json"
 
 
-def predict(config: PredictConfig, loaded: tuple[ModelEntry, Any] | None = None) -> dict[str, str]:
+def predict(config: PredictConfig) -> dict[str, str]:
     """Write the predictions that are not there yet.
 
     Older images come from all frames, also those beyond `max_samples`. A sample that cannot be read does not end the
     job.
-
-    Args:
-        config: the settings.
-        loaded: the model of `config.weights`, from `load_model`, if it is at hand.
 
     Returns:
         token -> reason of the samples that could not be read, also in bad_samples.json; the next call tries again.
@@ -48,35 +45,57 @@ def predict(config: PredictConfig, loaded: tuple[ModelEntry, Any] | None = None)
         ValueError: no such model, no frames, none that can be read, or the folder holds predictions of another model.
     """
     ranks = Ranks.from_environment()
-    device = _device(config.device, ranks)
-    entry, model = loaded or load_model(config, device)
-    model.to(device)
+    entry, model = load_model(config, device_of(config.device, ranks))
+    with ranks.group():
+        return predict_missing(config, ranks, entry, model)
+
+
+def predict_missing(config: PredictConfig, ranks: Ranks, entry: ModelEntry, model: Any) -> dict[str, str]:
+    """`predict` with a model that is at hand, for a caller inside of `ranks.group()`; the same on all ranks.
+
+    Args:
+        config: the settings.
+        ranks: the processes that share the frames.
+        entry: the model's.
+        model: on its device.
+    """
+    from tqdm import tqdm
+
+    device = next(model.parameters()).device
     wanted = len(config.frames())
     dataset = entry.test_data(model.config, config)
     predictor = entry.predictor(model, config, dataset)
+    problem = ranks.gather(_claimed(config) if ranks.is_main else None)[0]
+    if problem is not None:
+        raise ValueError(problem)
+    todo = [i for i in range(wanted) if not _path(config, dataset.frames[i].token).is_file()]
+    ranks.gather(None)  # nobody writes before all have looked, or the shares would overlap or leave gaps
+    share = _share(config, dataset.frames, todo, ranks)
+    loader = DataLoader(
+        Subset(dataset, share), batch_size=config.batch_size, num_workers=config.workers, collate_fn=_sorted_out
+    )
     bad: dict[str, str] = {}
-    with ranks.group():
-        problem = ranks.gather(_claimed(config) if ranks.is_main else None)[0]
-        if problem is not None:
-            raise ValueError(problem)
-        todo = [i for i in range(wanted) if not _path(config, dataset.frames[i].token).is_file()]
-        ranks.gather(None)  # nobody writes before all have looked, or the shares would overlap or leave gaps
-        loader = DataLoader(
-            Subset(dataset, _share(config, dataset.frames, todo, ranks)),
-            batch_size=config.batch_size,
-            num_workers=config.workers,
-            collate_fn=_sorted_out,
-        )
+    with tqdm(total=len(share), desc="predict", unit="frame", disable=not ranks.is_main) as bar:
         for samples, unreadable in loader:
             bad |= {sample.token: sample.reason for sample in unreadable}
             bad |= _predict(config, lambda part: predictor(entry.collate(part).to(device)), samples)
-        bad = {token: reason for part in ranks.gather(bad) for token, reason in part.items()}
-        if ranks.is_main:
-            atomic_write_json(config.output_dir / BAD_SAMPLES, bad)
+            bar.update(len(samples) + len(unreadable))
+    bad = {token: reason for part in ranks.gather(bad) for token, reason in part.items()}
+    if ranks.is_main:
+        atomic_write_json(config.output_dir / BAD_SAMPLES, bad)
     if len(bad) == wanted:
         token, reason = next(iter(bad.items()))
         raise ValueError(f"none of {wanted} samples could be read; {token}: {reason}")
     return bad
+
+
+def device_of(name: str, ranks: Ranks) -> torch.device:
+    """The device of this rank: "auto" takes a GPU where there is one, "cuda" the rank's own."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{ranks.local_rank % torch.cuda.device_count()}"
+    return torch.device(name)
 
 
 def _share(config: PredictConfig, frames: Sequence[Frame], todo: list[int], ranks: Ranks) -> list[int]:
@@ -85,14 +104,6 @@ def _share(config: PredictConfig, frames: Sequence[Frame], todo: list[int], rank
         return ranks.share(todo)
     todo = sorted(todo, key=lambda i: (frames[i].scene or "", frames[i].timestamp_us))
     return todo[len(todo) * ranks.rank // ranks.world : len(todo) * (ranks.rank + 1) // ranks.world]
-
-
-def _device(name: str, ranks: Ranks) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        name = f"cuda:{ranks.local_rank % torch.cuda.device_count()}"
-    return torch.device(name)
 
 
 def _path(config: PredictConfig, token: str) -> Path:

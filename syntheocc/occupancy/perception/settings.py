@@ -148,6 +148,7 @@ class PredictConfig(SourceConfig):
     device: str = flag("auto", "cpu, cuda, cuda:1, ...; auto: a GPU where there is one")
     half: Literal["no", "fp16", "bf16"] = flag("no", "precision of the weights; the half ones are for GPUs")
     online: bool = flag(False, "each image goes through the network once and its features are remembered")
+    pictures: bool = flag(False, "also draw every prediction, and every scene as an animation, into pictures/")
 
     def __post_init__(self) -> None:
         import torch

@@ -4,16 +4,21 @@ A *picture* here is a numpy array, uint8 [H, W, 3], RGB. Everything that can be 
 [0, 1], a float array) becomes one through :func:`as_picture`. Pillow is imported only where text, resampling or files
 are needed, so that this package costs the lightweight one nothing.
 
-| module      | draws                                                                     |
-|-------------|---------------------------------------------------------------------------|
-| `basics`    | palette views, blending, resampling, files                                |
-| `sheets`    | titles, contact sheets, strips                                            |
-| `colors`    | what a grid's voxels look like: classes, instances, errors                |
-| `above`     | bird's-eye views                                                          |
-| `oblique`   | solid voxels in three dimensions (`viewpoint`: from where, `faces`: what shows, `ego_car`) |
+| module         | draws                                                             |
+|----------------|-------------------------------------------------------------------|
+| `basics`       | palette views, blending, resampling, files                        |
+| `sheets`       | titles, legends, contact sheets, strips                           |
+| `colors`       | what a grid's voxels look like: classes, instances, errors        |
+| `above`        | bird's-eye views                                                  |
+| `oblique`      | solid voxels in 3D (`viewpoint`: from where, `faces`: what shows) |
+| `camera_views` | the grid in the cameras, over the photographs                     |
+| `comparison`   | prediction, ground truth, errors                                  |
+| `animation`    | a scene frame by frame                                            |
+| `tracks`       | instances that keep their colour over a scene                     |
 """
 
 from syntheocc.occupancy.pictures.above import bev_picture
+from syntheocc.occupancy.pictures.animation import save_animation
 from syntheocc.occupancy.pictures.basics import (
     BACKGROUND,
     UNKNOWN_COLOR,
@@ -25,6 +30,7 @@ from syntheocc.occupancy.pictures.basics import (
     save_picture,
     shaded,
 )
+from syntheocc.occupancy.pictures.camera_views import camera_overlays
 from syntheocc.occupancy.pictures.colors import (
     ERROR_COLORS,
     VoxelColors,
@@ -33,31 +39,48 @@ from syntheocc.occupancy.pictures.colors import (
     instance_color,
     panoptic_colors,
 )
+from syntheocc.occupancy.pictures.comparison import comparison_picture
 from syntheocc.occupancy.pictures.oblique import oblique_picture
-from syntheocc.occupancy.pictures.sheets import contact_sheet, labelled, strip, tiled
+from syntheocc.occupancy.pictures.sheets import (
+    class_legend,
+    contact_sheet,
+    labelled,
+    legend,
+    strip,
+    tiled,
+    with_legend,
+)
+from syntheocc.occupancy.pictures.tracks import InstanceTracks
 from syntheocc.occupancy.pictures.viewpoint import Viewpoint
 
 __all__ = [
     "BACKGROUND",
     "ERROR_COLORS",
+    "InstanceTracks",
     "UNKNOWN_COLOR",
-    "VoxelColors",
     "Viewpoint",
+    "VoxelColors",
     "as_picture",
     "bev_picture",
+    "camera_overlays",
     "class_colors",
+    "class_legend",
+    "comparison_picture",
     "condition_pictures",
     "contact_sheet",
     "error_colors",
     "instance_color",
     "labelled",
+    "legend",
     "oblique_picture",
     "overlay",
     "palette_picture",
     "panoptic_colors",
     "resized",
+    "save_animation",
     "save_picture",
     "shaded",
     "strip",
     "tiled",
+    "with_legend",
 ]

@@ -90,7 +90,7 @@ def panoptic_colors(grid: OccupancyGrid, instances: Any, unknown: bool = False) 
     things[list(grid.taxonomy.foreground)] = True
     colored = things[to_array(grid.labels)] & (numbers != 0)
     # Stuff steps back, so that a red bus is not taken for the terrain's neighbour.
-    colors = (0.6 * colors + 0.4 * 205).astype(np.uint8)
+    colors = (0.45 * colors + 0.55 * 205).astype(np.uint8)
     present, where = np.unique(numbers[colored], return_inverse=True)
     if len(present):
         if present[0] < 0:

@@ -8,10 +8,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from syntheocc.occupancy.grids import GridSpec
+from syntheocc.occupancy.grids import GridSpec, OccupancyGrid
 from syntheocc.occupancy.pictures.colors import VoxelColors
 
-__all__ = ["CAR_SPEC", "VELODYNE_CAR2EGO", "car_colors"]
+__all__ = ["CAR_SPEC", "VELODYNE_CAR2EGO", "car2ego_of", "car_colors"]
 
 CAR_SPEC = GridSpec(lower=(-0.8, -0.9, 0.0), voxel_size=(0.1, 0.1, 0.1), shape=(41, 18, 15))
 # KITTI's ego is its velodyne, 1.73 m above the road and, on that car, 0.76 m before the rear axle.
@@ -46,3 +46,15 @@ def car_colors() -> VoxelColors:
     colors[body & (x < -0.6) & (z > 0.65) & (z < 0.85) & (np.abs(y) > 0.5)] = _LAMP
     colors[wheel] = _TYRE
     return VoxelColors(body | wheel, colors)
+
+
+def car2ego_of(grid: OccupancyGrid) -> np.ndarray | None:
+    """Where the car stands, [4, 4]; None for grids that hang on no car (a camera's frame, a room).
+
+    At the origin of ego; below it where a lidar-frame grid has the identity as pose, since then ego is the velodyne
+    (SemanticKITTI's reader).
+    """
+    if grid.spec.frame not in ("ego", "lidar"):
+        return None
+    is_velodyne = grid.spec.frame == "lidar" and np.array_equal(grid.grid2ego.numpy(), np.eye(4))
+    return (VELODYNE_CAR2EGO if is_velodyne else np.eye(4)).copy()

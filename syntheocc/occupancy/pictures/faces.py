@@ -11,13 +11,11 @@ Legend: X Y Z voxels, N faces, H W pixels.
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.ops.quad_fill import quad_fill
+from syntheocc.occupancy.pictures.tracing import Hits, in_grid, trace
 from syntheocc.occupancy.pictures.viewpoint import View
-from syntheocc.occupancy.rendering.raycast import cast_rays
-from syntheocc.occupancy.transforms import invert_rigid
 
 __all__ = ["Faces", "face_depths", "facing_faces", "paint_faces", "trace_faces"]
 
@@ -107,42 +105,17 @@ def paint_faces(
     return quad_fill(view.project(points), height, width)
 
 
-def trace_faces(
-    drawn: np.ndarray, spec: GridSpec, grid2ego: np.ndarray, view: View, height: int, width: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The voxel and the side at each pixel by casting its ray: the reference of the painting.
-
-    Returns:
-        voxel int64 [H, W, 3], meaningful where side int8 [H, W] is not -1.
-    """
+def trace_faces(drawn: np.ndarray, spec: GridSpec, grid2ego: np.ndarray, view: View, height: int, width: int) -> Hits:
+    """What each pixel [H, W] shows, by casting its ray: the slow and obvious twin of the painting."""
     columns, rows = np.meshgrid(np.arange(width), np.arange(height))
-    origins, directions = view.rays(np.stack([columns, rows], -1).reshape(-1, 2).astype(np.float64))
-    ego2grid = invert_rigid(torch.from_numpy(np.asarray(grid2ego))).numpy()
-    origins, directions = origins @ ego2grid[:3, :3].T + ego2grid[:3, 3], directions @ ego2grid[:3, :3].T
-    # The caster walks whole voxels from the origin: begin a little before the grid.
-    lower, size = np.array(spec.lower), np.array(spec.voxel_size)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        bounds = (np.stack([lower, lower + size * spec.shape]) - origins[:, None]) / directions[:, None]
-    enters = np.nan_to_num(np.fmin(bounds[:, 0], bounds[:, 1]), nan=-np.inf).max(1)
-    start = origins + np.maximum(enters - 0.5 * size.min(), 0)[:, None] * directions
-    far, index, hit = cast_rays(torch.from_numpy(drawn), start, directions, spec, distance="entry")
-    voxel = index.numpy()
-    unit = directions / np.linalg.norm(directions, axis=1, keepdims=True)
-    inner = (start + far.numpy()[:, None] * unit - lower) / size - voxel
-    off = np.abs(np.concatenate([inner, inner - 1], 1))  # to the lower and the upper face along each axis
-    looks = np.concatenate([directions > 0, directions < 0], 1)
-    nearest = np.where(looks, off, np.inf).argmin(1)
-    side = np.where(hit.numpy(), 2 * (nearest % 3) + nearest // 3, -1).astype(np.int8)
-    return voxel.reshape(height, width, 3), side.reshape(height, width)
+    return trace(drawn, spec, grid2ego, *view.rays(np.stack([columns, rows], -1).astype(np.float64)))
 
 
 def face_depths(
     faces: Faces, number: np.ndarray, pixels: np.ndarray, spec: GridSpec, grid2ego: np.ndarray, view: View
 ) -> np.ndarray:
     """How far ahead of the eye's plane pixels [N, 2] (u, v) meet the planes of the faces `number` [N], metres."""
-    ego2grid = np.linalg.inv(grid2ego)
-    origins, directions = view.rays(pixels.astype(np.float64))
-    origins, directions = origins @ ego2grid[:3, :3].T + ego2grid[:3, 3], directions @ ego2grid[:3, :3].T
+    origins, directions = in_grid(grid2ego, *view.rays(pixels.astype(np.float64)))
     side, rows = faces.side[number], np.arange(len(number))
     axis = side // 2
     plane = np.array(spec.lower)[axis] + (faces.voxel[number, axis] + side % 2) * np.array(spec.voxel_size)[axis]

@@ -12,7 +12,7 @@ import numpy as np
 
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.pictures.colors import VoxelColors, class_colors
-from syntheocc.occupancy.pictures.ego_car import CAR_SPEC, VELODYNE_CAR2EGO, car_colors
+from syntheocc.occupancy.pictures.ego_car import CAR_SPEC, car2ego_of, car_colors
 from syntheocc.occupancy.pictures.faces import Faces, face_depths, facing_faces, paint_faces
 from syntheocc.occupancy.pictures.viewpoint import View, Viewpoint
 from syntheocc.occupancy.transforms import invert_rigid, rigid_transform
@@ -214,12 +214,11 @@ def _openness(drawn: np.ndarray, faces: Faces, chosen: np.ndarray, spec: GridSpe
 
 
 def _car2ego(grid: OccupancyGrid, ego: bool | Any, drawn: np.ndarray) -> np.ndarray | None:
-    if ego is False or ego is None or grid.spec.frame not in ("ego", "lidar"):
-        return None
     if ego is not True:
-        return rigid_transform(ego, "car2ego").numpy()
-    is_velodyne = grid.spec.frame == "lidar" and np.array_equal(grid.grid2ego.numpy(), np.eye(4))
-    car2ego = (VELODYNE_CAR2EGO if is_velodyne else np.eye(4)).copy()
+        return None if ego is False or ego is None else rigid_transform(ego, "car2ego").numpy()
+    car2ego = car2ego_of(grid)
+    if car2ego is None:
+        return None
     # Labels of roads lie up to a voxel or two off z = 0: the car is put on them, so that it neither floats nor sinks.
     low, high = np.array([*CAR_SPEC.lower[:2], -_SINKS]), np.array([*CAR_SPEC.upper[:2], _SINKS])
     car2grid = invert_rigid(grid.grid2ego).numpy() @ car2ego

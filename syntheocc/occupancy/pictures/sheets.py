@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from syntheocc.occupancy.pictures.basics import BACKGROUND, as_picture, resized
+from syntheocc.occupancy.pictures.basics import BACKGROUND, as_picture, resized, to_array
 
-__all__ = ["contact_sheet", "labelled", "strip", "tiled"]
+if TYPE_CHECKING:
+    from syntheocc.occupancy.grids import OccupancyGrid
+    from syntheocc.occupancy.taxonomy import Taxonomy
+
+Color = tuple[int, int, int]
+
+__all__ = ["class_legend", "contact_sheet", "labelled", "legend", "strip", "tiled", "with_legend"]
 
 
 def labelled(picture: Any, text: str) -> np.ndarray:
@@ -100,3 +106,67 @@ def strip(
             ]
         )
     return tiled(tiles, gap=gap)
+
+
+def class_legend(taxonomy: Taxonomy, *grids: OccupancyGrid) -> dict[str, Color]:
+    """Names and colours of a taxonomy's classes without free, in its order; with grids, of those that occur in one.
+
+    Raises:
+        ValueError: a grid of another taxonomy.
+    """
+    present = np.full(256, not grids)
+    for grid in grids:
+        if grid.taxonomy != taxonomy:
+            raise ValueError(f"the legend is of {taxonomy.name!r}, but a grid of {grid.taxonomy.name!r}; use map_to()")
+        present |= np.bincount(to_array(grid.labels).ravel(), minlength=256) > 0
+    return {
+        name: color
+        for i, (name, color) in enumerate(zip(taxonomy.classes, taxonomy.palette, strict=True))
+        if present[i] and i != taxonomy.free
+    }
+
+
+def legend(
+    entries: Mapping[str, Color],
+    width: int,
+    size: int = 16,
+    background: Color = (255, 255, 255),
+) -> np.ndarray:
+    """Names with a square of their colour, in as many lines as they need.
+
+    Args:
+        entries: name -> RGB; underscores are written as spaces.
+        width: of the picture, pixels.
+        size: of the text, pixels.
+        background: RGB; the text is black or white, whichever can be read.
+
+    Returns:
+        uint8 [lines, width, 3].
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size=size)
+    gap, line = size // 2, round(1.7 * size)
+    left, row, places = gap, 0, []
+    for name in entries:
+        wide = size + gap + round(font.getlength(name.replace("_", " "))) + 2 * gap
+        if left > gap and left + wide > width:
+            left, row = gap, row + 1
+        places.append((left, row * line + (line - size) // 2))
+        left += wide
+    image = Image.new("RGB", (width, (row + 1) * line), background)
+    draw = ImageDraw.Draw(image)
+    ink = (0, 0, 0) if sum(background) > 380 else (255, 255, 255)
+    for (name, color), (x, y) in zip(entries.items(), places, strict=True):
+        draw.rectangle((x, y, x + size - 1, y + size - 1), fill=tuple(color), outline=(128, 128, 128))
+        draw.text((x + size + gap, y + size / 2), name.replace("_", " "), font=font, fill=ink, anchor="lm")
+    return np.asarray(image)
+
+
+def with_legend(
+    picture: Any, entries: Mapping[str, Color], background: Color = (255, 255, 255), size: int | None = None
+) -> np.ndarray:
+    """A picture with a legend below it; by default the text grows with the picture."""
+    picture = as_picture(picture)
+    size = size or max(11, round(picture.shape[1] / 70))
+    return np.concatenate([picture, legend(entries, picture.shape[1], size, background)])
