@@ -144,14 +144,14 @@ def _project(
         number = wanted[0].nonzero()[:, 0]
         points, labels = points.index_select(2, number), labels.index_select(1, number)
         wanted = torch.ones_like(labels, dtype=torch.bool)
-    count, views = projection.shape[:2]
+    count, views, kinds = projection.shape[:3]
     flat = projection.reshape(count, -1, 4)
-    image = torch.baddbmm(flat[:, :, 3:], flat[:, :, :3], points).view(count, views, -1, 3, points.shape[-1])
+    image = torch.baddbmm(flat[:, :, 3:], flat[:, :, :3], points).view(count, views, kinds, 3, points.shape[-1])
     visible = _visible(image, cameras.sizes[part], cameras.window, config)
     visible &= wanted[:, None]
     # Flat places and index_select: indexing with brackets takes three to ten times as long.
     place = visible.view(-1).nonzero()[:, 0]
-    size, kinds = image.shape[-1], image.shape[2]
+    size = image.shape[-1]
     row = place // size  # frame by frame, view by view
     point = place - row * size
     t = row // views
