@@ -64,7 +64,7 @@ def load_image(
             picture = picture.convert("RGB")  # decodes; black and white pictures get three channels
         else:
             raise ValueError(f"decoder must be 'pillow' or 'turbojpeg', got {decoder!r}")
-    except OSError as error:
+    except (OSError, SyntaxError) as error:  # Pillow says of a broken PNG that it is a SyntaxError
         raise ValueError(f"{path}: cannot be read ({error}); copy the picture again") from error
     return _window(picture, transform, scaled_height, scaled_width)
 

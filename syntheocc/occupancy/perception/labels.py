@@ -60,17 +60,25 @@ class LabelReader:
         """Grid and class table of the labels."""
         return preset_of(self.kind)
 
+    def path(self, frame: Frame) -> Path:
+        """The frame's label file, whether it is there or not."""
+        if self.kind in _NPZ and not frame.scene:
+            # The published infos do not name their scenes; the folders do.
+            return _by_token(str(self.root)).get(frame.token, Path(self.root) / "*" / frame.token / "labels.npz")
+        return occupancy_path(self.root, frame, self.kind)
+
+    def scene(self, frame: Frame) -> str:
+        """The frame's scene: its name, its token, or for sources that know neither its folder's; else empty."""
+        name = frame.scene or str(frame.extras.get("scene_token") or "")
+        return name or (self.path(frame).parent.parent.name if self.kind in _NPZ else "")
+
     def __call__(self, frame: Frame) -> FrameLabels | None:
         """Read one frame's labels.
 
         Raises:
             ValueError: no file (unless `optional`), a damaged one, or one without the mask or instances asked for.
         """
-        if self.kind in _NPZ and not frame.scene:
-            # The published infos do not name their scenes; the folders do.
-            path = _by_token(str(self.root)).get(frame.token, Path(self.root) / "*" / frame.token / "labels.npz")
-        else:
-            path = occupancy_path(self.root, frame, self.kind)
+        path = self.path(frame)
         if self.optional and not path.is_file():
             return None
         if self.kind in _NPZ:

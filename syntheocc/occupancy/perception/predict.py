@@ -86,7 +86,19 @@ def predict_missing(config: PredictConfig, ranks: Ranks, entry: ModelEntry, mode
     if len(bad) == wanted:
         token, reason = next(iter(bad.items()))
         raise ValueError(f"none of {wanted} samples could be read; {token}: {reason}")
+    if config.pictures:
+        _draw(config, ranks, dataset.frames[:wanted], Preset(model.config.grid, model.config.taxonomy))
     return bad
+
+
+def _draw(config: PredictConfig, ranks: Ranks, frames: Sequence[Frame], preset: Preset) -> None:
+    """Pictures of all predictions, beside the truth where there is any; says what could not be drawn."""
+    from syntheocc.occupancy.perception.prediction_pictures import draw_predictions
+
+    undrawn = draw_predictions(config.output_dir, frames, preset, config.reader(optional=True), ranks)
+    for part in ranks.gather(undrawn):
+        for token, reason in part.items() if ranks.is_main else ():
+            print(f"no pictures of sample {token}: {reason}", file=sys.stderr)
 
 
 def device_of(name: str, ranks: Ranks) -> torch.device:

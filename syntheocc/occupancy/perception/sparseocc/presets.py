@@ -125,6 +125,12 @@ def small() -> SparseOccPreset:
     return SparseOccPreset(model, recipe)
 
 
+def small_pano() -> SparseOccPreset:
+    """`small` with objects told apart."""
+    model, recipe = small()
+    return SparseOccPreset(replace(model, instance_classes=thing_classes(model.taxonomy)), recipe)
+
+
 def tiny() -> SparseOccPreset:
     """Runs in seconds on a CPU: a 32 m square of 0.8 m voxels, 2 frames of 64x96."""
     model, recipe = r50_704x256_8f()
@@ -145,6 +151,12 @@ def tiny() -> SparseOccPreset:
     return SparseOccPreset(model, replace(recipe, epochs=1, batch_size=2, warmup_steps=1))
 
 
+def tiny_pano() -> SparseOccPreset:
+    """`tiny` with objects told apart."""
+    model, recipe = tiny()
+    return SparseOccPreset(replace(model, instance_classes=thing_classes(model.taxonomy)), recipe)
+
+
 PRESETS: dict[str, Callable[[], SparseOccPreset]] = {
     function.__name__: function
     for function in (
@@ -155,7 +167,9 @@ PRESETS: dict[str, Callable[[], SparseOccPreset]] = {
         r50_704x256_8f_v1_0,
         r50_704x256_8f_v1_0_pano,
         small,
+        small_pano,
         tiny,
+        tiny_pano,
     )
 }
 
