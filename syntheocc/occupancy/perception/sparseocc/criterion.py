@@ -91,8 +91,8 @@ class SparseOccCriterion(nn.Module):
             for i in range(semantics.shape[0])
         ]
         kept = self.kept_segments(targets, stages[-1].corners)
-        for index, prediction in enumerate(predictions):
-            for name, value in self.mask_losses(prediction, kept).items():
+        for index, (prediction, pairs) in enumerate(zip(predictions, self.matches(predictions, kept), strict=True)):
+            for name, value in self.mask_losses(prediction, kept, pairs).items():
                 losses[f"{name}_{index}"] = value
         losses["loss"] = torch.stack([value.float() for value in losses.values()]).sum()
         return losses
@@ -162,10 +162,36 @@ class SparseOccCriterion(nn.Module):
             kept.append((self.occupied_position[target.classes[present]], masks[present].float(), rows))
         return kept
 
+    def matches(
+        self, predictions: Sequence[MaskPrediction], kept: Sequence[tuple[Tensor, Tensor, Tensor]]
+    ) -> list[list[tuple[Tensor, Tensor]]]:
+        """Of every prediction the matched queries and segments of each sample, int64 [M] each."""
+        costs = [
+            [
+                matching_cost(scores, masks[:, known], classes, segments, self.weights)
+                for scores, masks, (classes, segments, known) in zip(
+                    prediction.class_logits, prediction.mask_logits, kept, strict=True
+                )
+            ]
+            for prediction in predictions
+        ]
+        # All costs are on their way before the first of them is waited for.
+        return [[hungarian(cost) for cost in of_samples] for of_samples in costs]
+
     def mask_losses(
-        self, prediction: MaskPrediction, kept: Sequence[tuple[Tensor, Tensor, Tensor]]
+        self,
+        prediction: MaskPrediction,
+        kept: Sequence[tuple[Tensor, Tensor, Tensor]],
+        pairs: Sequence[tuple[Tensor, Tensor]] | None = None,
     ) -> dict[str, Tensor]:
-        """Losses of one prediction: summed over the matched pairs, divided by the number of segments."""
+        """Losses of one prediction: summed over the matched pairs, divided by the number of segments.
+
+        Args:
+            prediction: of a batch.
+            kept: see `kept_segments`.
+            pairs: see `matches`; matched here when left out.
+        """
+        pairs = self.matches([prediction], kept)[0] if pairs is None else pairs
         number = torch.tensor(
             float(sum(len(classes) for classes, _, _ in kept)), device=prediction.class_logits.device
         )
@@ -177,7 +203,7 @@ class SparseOccCriterion(nn.Module):
             mask_logits = prediction.mask_logits[i][:, known].float()
             wanted = torch.zeros_like(class_logits)
             if len(classes):
-                rows, columns = hungarian(matching_cost(class_logits, mask_logits, classes, segments, weights))
+                rows, columns = pairs[i]
                 wanted[rows, classes[columns]] = 1
                 mask = mask + mask_bce(mask_logits[rows], segments[columns]).sum()
                 dice = dice + mask_dice(mask_logits[rows], segments[columns]).sum()
