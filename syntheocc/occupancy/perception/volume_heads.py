@@ -34,10 +34,12 @@ class HeadConfig:
     """The published RenderOcc has two, of which it uses the first."""
     density_bias: float = 0.0
     """First bias of the density: -2 makes a new model's opacities 0.12, so that rays reach beyond the first voxels."""
+    extras: int = 0
+    """More numbers a voxel, from a linear layer that begins at zero (SplattingOcc's learnt scales and offsets)."""
 
     def __post_init__(self):
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        if self.channels < 1 or self.density_outputs < 1 or any(width < 1 for width in self.hidden):
+        if self.channels < 1 or self.density_outputs < 1 or self.extras < 0 or any(width < 1 for width in self.hidden):
             raise ValueError(f"sizes of the heads must be positive, got {self}")
         if self.activation not in ("relu", "softplus"):
             raise ValueError(f"activation must be 'relu' or 'softplus', got {self.activation!r}")
@@ -57,6 +59,10 @@ class VolumeHeads(nn.Module):
         self.conv = nn.Conv3d(in_channels, config.channels, 3, padding=1)
         self.density = _perceptron(config.channels, config.hidden, config.density_outputs, config.activation)
         self.semantics = _perceptron(config.channels, config.hidden, classes, config.activation)
+        self.extras = nn.Linear(config.channels, config.extras) if config.extras else None
+        if self.extras is not None:
+            nn.init.zeros_(self.extras.weight)
+            nn.init.zeros_(self.extras.bias)
         if config.activation == "relu":
             for layer in (*self.density, *self.semantics):
                 if isinstance(layer, nn.Linear):
@@ -68,14 +74,14 @@ class VolumeHeads(nn.Module):
             nn.init.constant_(last.bias, config.density_bias)
         self.gradient_checkpointing = False
 
-    def forward(self, volume: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, C, X, Y, Z] to the raw density [B, X, Y, Z] and the logits [B, X, Y, Z, K]."""
+    def forward(self, volume: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """[B, C, X, Y, Z] to the raw density [B, X, Y, Z], the logits [B, X, Y, Z, K], and extras [B, X, Y, Z, E]."""
         features = F.relu(self.conv(volume)).permute(0, 2, 3, 4, 1)
         if self.gradient_checkpointing and torch.is_grad_enabled():
             density, logits = checkpointed(self.density, features), checkpointed(self.semantics, features)
         else:
             density, logits = self.density(features), self.semantics(features)
-        return density[..., 0], logits
+        return density[..., 0], logits, None if self.extras is None else self.extras(features)
 
 
 def _perceptron(before: int, hidden: tuple[int, ...], out: int, activation: str) -> nn.Sequential:

@@ -34,6 +34,8 @@ class VolumeOutput(NamedTuple):
     """[B, X, Y, Z, K] of the occupied classes."""
     depth_logits: Tensor
     """[B, V, D, h, w] of the trunk's depth."""
+    extras: Tensor | None = None
+    """[B, X, Y, Z, E] of heads that have more to say."""
 
 
 class VolumeModel(nn.Module, ABC):
@@ -92,9 +94,10 @@ class VolumeModel(nn.Module, ABC):
         if images.dtype == torch.uint8:
             images = self.normalise(images)
         encoded = self.trunk(images, cameras)
-        raw, logits = self.heads(encoded.volume)
+        raw, logits, extras = self.heads(encoded.volume)
         # Densities are exponentiated and summed up along rays: not in half precision.
-        return VolumeOutput(raw.float(), logits.float(), encoded.depth_logits)
+        extras = None if extras is None else extras.float()
+        return VolumeOutput(raw.float(), logits.float(), encoded.depth_logits, extras)
 
     def labels(self, output: VolumeOutput, threshold: float | None = None) -> Tensor:
         """The class of each voxel, free included: uint8 [B, X, Y, Z].

@@ -46,16 +46,20 @@ class VolumeStep(nn.Module, ABC):
     @abstractmethod
     def ray_losses(
         self,
-        raw: Tensor,  # [B, X, Y, Z]
-        logits: Tensor,  # [B, X, Y, Z, K]
+        output: VolumeOutput,
+        grid_transforms: Tensor | None,  # [B, 4, 4]
         rays: RayLabels,
         motion: BoxMotion | None,
         generators: Sequence[torch.Generator] | torch.Generator,
     ) -> dict[str, Tensor]:
-        """Terms of the loss on rendered rays, with their weights, of volumes in the key ego frame.
+        """Terms of the loss on rendered rays, with their weights.
 
-        `raw` and `logits` are the heads' outputs; `rays` are those that were drawn; `generators` (one a sample, or one
-        for all) jitter the places where rays are looked at.
+        Args:
+            output: of the model, in the augmented grid.
+            grid_transforms: what the grid was augmented by.
+            rays: those that were drawn.
+            motion: of boxes between the rays' frames.
+            generators: one a sample, or one for all; they jitter the places where rays are looked at.
         """
 
     def ray_weights(self, rays: RayLabels) -> Tensor:
@@ -93,8 +97,7 @@ class VolumeStep(nn.Module, ABC):
             assert batch.rays is not None
             generators = self._generators(step, positions, images.device)
             rays = self._drawn(batch.rays, len(positions), generators)
-            raw, logits = (unaugmented(v, batch.grid_transforms) for v in (output.raw, output.logits))
-            found = self.ray_losses(raw, logits, rays, batch.motion, generators)
+            found = self.ray_losses(output, batch.grid_transforms, rays, batch.motion, generators)
             losses |= {name: config.ray_weight * value for name, value in found.items()}
         if config.voxel_weight:
             found = voxel_losses(output, self.model.voxel_logits(output.raw), batch.semantics, config.taxonomy.free)

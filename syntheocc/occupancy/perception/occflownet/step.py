@@ -8,7 +8,8 @@ from torch import Tensor
 from syntheocc.occupancy.losses.rendering import depth_loss, semantic_loss
 from syntheocc.occupancy.perception.occflownet.config import OccFlowNetConfig
 from syntheocc.occupancy.perception.ray_config import FILTER_CLASSES
-from syntheocc.occupancy.perception.volume_step import VolumeStep
+from syntheocc.occupancy.perception.volume_model import VolumeOutput
+from syntheocc.occupancy.perception.volume_step import VolumeStep, unaugmented
 from syntheocc.occupancy.rendering.flow import render_labels
 from syntheocc.occupancy.rendering.rays import BoxMotion, RayLabels
 
@@ -18,8 +19,8 @@ class OccFlowNetStep(VolumeStep):
 
     def ray_losses(
         self,
-        raw: Tensor,
-        logits: Tensor,
+        output: VolumeOutput,
+        grid_transforms: Tensor | None,
         rays: RayLabels,
         motion: BoxMotion | None,
         generators: Sequence[torch.Generator] | torch.Generator,
@@ -28,8 +29,8 @@ class OccFlowNetStep(VolumeStep):
         config = self.model.config
         assert isinstance(config, OccFlowNetConfig)
         rendered = render_labels(
-            self.model.density(raw),
-            logits,
+            self.model.density(unaugmented(output.raw, grid_transforms)),
+            unaugmented(output.logits, grid_transforms),
             rays,
             config.grid,
             config.render_settings(),
