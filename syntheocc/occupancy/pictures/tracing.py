@@ -46,7 +46,7 @@ def trace(
         drawn: bool [X, Y, Z], what stops a ray.
         spec: where the voxels lie.
         grid2ego: [4, 4].
-        origins: float64 [..., 3] metres in ego, inside the grid or far from it.
+        origins: float64 [..., 3] metres in ego.
         directions: float64 [..., 3] in ego, of any length; a ray that holds NaN meets nothing.
         near: metres along the ray before which nothing is met (a camera may stand in a labelled voxel).
     """
@@ -57,12 +57,13 @@ def trace(
     side, distance = np.full(len(directions), -1, np.int8), np.full(len(directions), np.inf)
     lower, size = np.array(spec.lower), np.array(spec.voxel_size)
     unit = directions / np.linalg.norm(directions, axis=1, keepdims=True)
-    # The caster walks voxel by voxel from the origin, and gives up far from a grid: begin just before it.
+    # Begin where the ray enters the grid: the caster gives up far from one, and takes the voxel's length before the
+    # first layer for a part of it.
     with np.errstate(divide="ignore", invalid="ignore"):
         faces = (np.stack([lower, lower + size * spec.shape])[:, None] - origins) / unit
     enters = np.nan_to_num(np.minimum(*faces), nan=-np.inf).max(1)
     leaves = np.nan_to_num(np.maximum(*faces), nan=np.inf).min(1)
-    begin = np.maximum(enters - 0.5 * size.min(), near)
+    begin = np.maximum(enters, near)
     rays = np.flatnonzero(np.isfinite(unit).all(1) & (leaves > begin))
     if len(rays):
         unit, begin = unit[rays], begin[rays]
