@@ -58,7 +58,7 @@ def frame_fields(
         spec: where the voxels lie.
         mode: see this module.
         motion: boxes in all frames but the key frame; None: nothing moves.
-        by_class: of "warp": only voxels whose most likely class is the box's move, as in "scatter".
+        by_class: of "warp": only voxels whose most likely class is one of the boxes' move, as in "scatter".
         hidden: of "filter": classes that only rays of the key frame see, the published ones being
             `perception.ray_config.FILTER_CLASSES`.
 
@@ -82,9 +82,9 @@ def frame_fields(
         return _scattered(density, semantics, rays, spec, motion)
     if by_class:
         for field in fields:
-            field.classes = field.semantics.detach().argmax(-1)
-            field.stays = ~torch.isin(field.classes, motion.labels.to(field.classes.device))
-    warp = warp_rays(rays.origins, rays.directions, rays.frames, rays.samples, motion, by_class)
+            classes = field.semantics.detach().argmax(-1)
+            field.stays = ~torch.isin(classes, motion.labels.to(classes.device))
+    warp = warp_rays(rays.origins, rays.directions, rays.frames, rays.samples, motion)
     return FrameFields(fields, rays.samples, warp)
 
 

@@ -6,9 +6,10 @@ to where it was at key time (specs/occflownet_splattingocc.md 3.6):
 (i) p in a box as it stands at the other frame's time: looked up at ``target2source @ p``, where the object is in the
 volume; (ii) else p in a box as it stands at key time: the object has left, nothing is there; (iii) else at p.
 
-With classes, as in the published scattering, only voxels of a box's class move: boxes are padded, and the road under a
-car is not to move or vanish with it. (i) then holds where the volume's class at the source is the box's; (ii) leaves
-what is of other classes (`Field.stays`). Where boxes overlap the first row counts.
+Boxes are padded, and the road under a car is not to move or vanish with it. So, as in the published scattering, only
+voxels of classes that boxes have move, if the volume says which those are (`Field.stays`): (i) is then what of them is
+at the source, or what is at p, whichever is denser; and (ii) what of the other classes is at p. Where boxes overlap
+the first row counts.
 
 A box is convex and a ray straight, so a ray is in a box between two distances, and in a moved box it is looked up
 along another straight ray. Both are found once a ray and box; the samples only compare distances.
@@ -16,9 +17,7 @@ along another straight ray. Both are found once a ray and box; the samples only 
 Legend: R rays, S samples, M boxes, K boxes of the ray with the most, N points.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,50 +33,46 @@ class RayWarp:
 
     Args:
         enter, leave: [R, K] metres along the ray, in boxes at the ray's time; origins, directions [R, K, 3] the ray as
-            the volume is looked up there; labels int64 [R, K] of the boxes.
+            the volume is looked up there.
         left_enter, left_leave: [R, L] metres, in boxes at key time.
-        by_class: only voxels of the box's class move.
     """
 
     enter: Tensor
     leave: Tensor
     origins: Tensor
     directions: Tensor
-    labels: Tensor
     left_enter: Tensor
     left_leave: Tensor
-    by_class: bool
 
     def select(self, rays: Tensor) -> "RayWarp":
         """The rows of some rays (int64 indices or a bool mask)."""
-        values: dict[str, Any] = {k: v[rays] if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return RayWarp(**values)
+        return RayWarp(*(value[rays] for value in vars(self).values()))
 
     def apply(
         self,
         points: Tensor,  # [R, S, 3]
         distances: Tensor,  # [R, S]
-        class_at: Callable[[Tensor], Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """Where to look instead, [R, S, 3], and what an object has left, bool [R, S].
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Where points were at key time.
 
         Args:
             points: metres, on the rays.
             distances: of the points along the rays.
-            class_at: the volume's class at points [..., 3], int64; asked only if `by_class`.
+
+        Returns:
+            the points [R, S, 3], moved ones where the object had them at key time; which are moved, and which lie in a
+            box at key time, two bool [R, S].
         """
         at, moved = points, torch.zeros_like(distances, dtype=torch.bool)
         left = torch.zeros_like(moved)
         for k in range(self.enter.shape[1]):
             inside = (distances >= self.enter[:, k, None]) & (distances <= self.leave[:, k, None]) & ~moved
             source = self.origins[:, k, None] + self.directions[:, k, None] * distances[..., None]
-            if self.by_class:
-                inside = inside & (class_at(source) == self.labels[:, k, None])
             at = torch.where(inside[..., None], source, at)
             moved = moved | inside
         for k in range(self.left_enter.shape[1]):
             left = left | (distances >= self.left_enter[:, k, None]) & (distances <= self.left_leave[:, k, None])
-        return at, left & ~moved
+        return at, moved, left
 
 
 def warp_rays(
@@ -86,7 +81,6 @@ def warp_rays(
     frames: Tensor,  # [R]
     samples: Tensor,  # [R]
     motion: BoxMotion,
-    by_class: bool = True,
 ) -> RayWarp:
     """Finds the stretches of each ray in the boxes of its frame and sample.
 
@@ -95,8 +89,7 @@ def warp_rays(
         directions: unit vectors.
         frames: int64, as in the boxes; rays of the key frame have no boxes and stay as they are.
         samples: int64, index in the batch.
-        motion: the boxes, on the rays' device.
-        by_class: see `RayWarp`.
+        motion: the boxes.
     """
     boxes = motion.to(origins.device, origins.dtype)
     ray, box = rays_and_boxes(frames, samples, boxes)
@@ -107,10 +100,8 @@ def warp_rays(
     start = torch.einsum("pij,pj->pi", back[box, :3, :3], origins[ray]) + back[box, :3, 3]
     way = torch.einsum("pij,pj->pi", back[box, :3, :3], directions[ray])
     hit, left = leave >= enter, left_leave >= left_enter
-    moved = _by_ray(ray[hit], len(origins), enter[hit], leave[hit], boxes.labels[box[hit]])
-    gone = _by_ray(ray[left], len(origins), left_enter[left], left_leave[left])
-    lines = _by_ray(ray[hit], len(origins), start[hit], way[hit])
-    return RayWarp(moved[0], moved[1], lines[0], lines[1], moved[2], gone[0], gone[1], by_class)
+    moved = _by_ray(ray[hit], len(origins), enter[hit], leave[hit], start[hit], way[hit])
+    return RayWarp(*moved, *_by_ray(ray[left], len(origins), left_enter[left], left_leave[left]))
 
 
 def warp_points(
@@ -118,38 +109,32 @@ def warp_points(
     frames: Tensor,  # [N]
     samples: Tensor,  # [N]
     motion: BoxMotion,
-    class_at: Callable[[Tensor, Tensor], Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The rule itself, point by point and box by box; `warp_rays` is what is fast.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`RayWarp.apply` point by point and box by box; `warp_rays` is what is fast.
 
     Args:
         points: metres, key ego frame.
         frames: int64, the frame that each point was seen in.
         samples: int64, index in the batch.
         motion: the boxes.
-        class_at: the volume's class at points [n, 3] of samples [n], int64 [n]; None lets all of a box move.
 
     Returns:
-        where to look instead, [N, 3], and what an object has left, bool [N].
+        where the points were, [N, 3]; which are moved, and which lie in a box at key time, two bool [N].
     """
     at = points.clone()
     moved, left = torch.zeros_like(frames, dtype=torch.bool), torch.zeros_like(frames, dtype=torch.bool)
     half, back = motion.padded_sizes / 2, motion.target2source
-
-    def inside_of(pose: Tensor, m: int) -> Tensor:
+    for m in range(len(motion)):
         same = (frames == motion.frames[m]) & (samples == motion.samples[m])
-        return same & (((points - pose[m, :3, 3]) @ pose[m, :3, :3]).abs() <= half[m]).all(1) & ~moved
-
-    for m in range(len(motion)):
-        inside = inside_of(motion.target2ego, m)
-        source = points @ back[m, :3, :3].T + back[m, :3, 3]
-        if class_at is not None:
-            inside &= class_at(source, samples) == motion.labels[m]
-        at[inside] = source[inside]
-        moved |= inside
-    for m in range(len(motion)):
-        left |= inside_of(motion.source2ego, m)
-    return at, left
+        in_target, in_source = (
+            same & (((points - pose[m, :3, 3]) @ pose[m, :3, :3]).abs() <= half[m]).all(1)
+            for pose in (motion.target2ego, motion.source2ego)
+        )
+        first = in_target & ~moved
+        at[first] = points[first] @ back[m, :3, :3].T + back[m, :3, 3]
+        moved |= in_target
+        left |= in_source
+    return at, moved, left
 
 
 def rays_and_boxes(frames: Tensor, samples: Tensor, boxes: BoxMotion) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ Specification: specs/occflownet_splattingocc.md 3.3, 3.7.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,13 +94,11 @@ class Field:
     Args:
         density: [X, Y, Z] activated, see `RenderSettings.density`.
         semantics: [X, Y, Z, C] what is composited, logits in general.
-        classes: int64 [X, Y, Z] class of each voxel, for samples that are warped by class (`rendering.motion`).
-        stays: bool [X, Y, Z] voxels of classes that do not move, likewise.
+        stays: bool [X, Y, Z] voxels of classes that do not move with boxes (`rendering.motion`); None: all may.
     """
 
     density: Tensor
     semantics: Tensor
-    classes: Tensor | None = None
     stays: Tensor | None = None
 
 
@@ -155,8 +153,6 @@ def render_rays(
     settings = settings or RenderSettings()
     rows = {"front_limits": front_limits, "warp": None if warp is None else warp.enter}
     check_rays(fields, index, origins, directions, spec, rows)
-    if warp is not None and warp.by_class and any(f.classes is None or f.stays is None for f in fields):
-        raise ValueError("samples warped by class need Field.classes and Field.stays; `rendering.flow` makes them")
     if jitter is not None and tuple(jitter.shape) != (len(index), settings.intervals - 1):
         raise ValueError(
             f"jitter must be {(len(index), settings.intervals - 1)}, a number for each inner edge, got "
@@ -201,7 +197,7 @@ def render_in_pieces(
     """
     dtype = torch.float64 if fields[0].density.dtype == torch.float64 else torch.float32
     with torch.autocast(index.device.type, enabled=False):
-        fields = [Field(f.density.to(dtype), f.semantics.to(dtype), f.classes, f.stays) for f in fields]
+        fields = [Field(f.density.to(dtype), f.semantics.to(dtype), f.stays) for f in fields]
         pieces = _pieces(index, len(fields), chunk)
         again = len(pieces) > 1 and torch.is_grad_enabled()
         parts = []
@@ -216,6 +212,15 @@ def render_in_pieces(
         return RenderedRays.cat(parts).select(back)
 
 
+class _Lookup(NamedTuple):
+    """Voxel coordinates [r, S, 3] of samples and, where objects move, of where they were; see `RayWarp.apply`."""
+
+    at: Tensor
+    source: Tensor | None = None
+    moved: Tensor = torch.zeros(())
+    left: Tensor = torch.zeros(())
+
+
 @dataclass(eq=False)
 class _Piece:
     """A chunk of rays through one field."""
@@ -227,28 +232,31 @@ class _Piece:
     settings: RenderSettings
     warp: RayWarp | None
 
-    def lookup(self, distances: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Voxel coordinates [r, S, 3] of points at distances [r, S], and what an object has left (bool [r, S])."""
+    def lookup(self, distances: Tensor) -> "_Lookup":
+        """Where the field is looked at for points at distances [r, S]."""
         points = self.origins[:, None] + self.directions[:, None] * distances[..., None]
-        left = None
-        if self.warp is not None:
-            points, left = self.warp.apply(points, distances, self.class_at)
-        return voxel_coordinates(points, self.spec, self.settings.legacy), left
+        at = voxel_coordinates(points, self.spec, self.settings.legacy)
+        if self.warp is None:
+            return _Lookup(at)
+        source, moved, left = self.warp.apply(points, distances)
+        return _Lookup(at, voxel_coordinates(source, self.spec, self.settings.legacy), moved, left)
 
-    def class_at(self, points: Tensor) -> Tensor:
-        """Class of the voxel that each point lies in, int64 [...]; -1 outside the grid."""
-        assert self.field.classes is not None
-        return nearest(self.field.classes, voxel_coordinates(points, self.spec, self.settings.legacy), outside=-1)
+    def density_at(self, volume: Tensor, where: "_Lookup") -> tuple[Tensor, Tensor]:
+        """Density in 1 / metre [r, S], and the voxel coordinates [r, S, 3] that it is from."""
+        values, at = self.read(volume, where.at), where.at
+        if where.source is not None:
+            stays = self.field.stays
+            # Voxels are taken away and moved, not samples: objects keep the half voxel by which they fade out.
+            rest = 0.0 if stays is None else self.read(volume * stays, at)
+            values = torch.where(where.left, rest, values)
+            body = self.read(volume if stays is None else volume * ~stays, where.source)
+            moved = where.moved if stays is None else where.moved & (body >= values)
+            values, at = torch.where(moved, body, values), torch.where(moved[..., None], where.source, at)
+        return metric_density(values, self.settings.density, sum(self.spec.voxel_size) / 3), at
 
-    def density_at(self, volume: Tensor, coordinates: Tensor, left: Tensor | None) -> Tensor:
-        """Density in 1 / metre at coordinates."""
-        read = nearest if self.settings.sampling == "exact" else trilinear
-        values = read(volume, coordinates)
-        if left is not None:
-            # Voxels are taken away, not samples: those beside an object that has left would still see half of it.
-            rest = read(volume * self.field.stays, coordinates) if self.field.stays is not None else 0.0
-            values = torch.where(left, rest, values)
-        return metric_density(values, self.settings.density, sum(self.spec.voxel_size) / 3)
+    def read(self, volume: Tensor, at: Tensor) -> Tensor:
+        """Values at voxel coordinates: of the voxel itself between voxel crossings, interpolated otherwise."""
+        return nearest(volume, at) if self.settings.sampling == "exact" else trilinear(volume, at)
 
     @torch.no_grad()
     def places(self, edges: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -259,7 +267,7 @@ class _Piece:
         middle = (edges[:, 1:] + edges[:, :-1]) / 2
         if settings.sampling != "importance":
             return middle, edges
-        density = self.density_at(self.field.density, *self.lookup(middle))
+        density, _ = self.density_at(self.field.density, self.lookup(middle))
         samples = resample(edges, density, settings.samples)
         return samples, edges_around(samples, settings.near, settings.far)
 
@@ -268,15 +276,14 @@ class _Piece:
     ) -> RenderedRays:
         """Looks up and composites; called once more in the backward pass where rays come in chunks."""
         with torch.no_grad():
-            coordinates, left = self.lookup(at)
+            where = self.lookup(at)
             lengths, middle = edges.diff(dim=1), (edges[:, 1:] + edges[:, :-1]) / 2
-        weights = weights_from_density(self.density_at(density, coordinates, left), lengths)
-        read = nearest if self.settings.sampling == "exact" else trilinear
-        values = read(semantics, coordinates)
+        values, coordinates = self.density_at(density, where)
+        weights = weights_from_density(values, lengths)
         return RenderedRays(
             weight_sum=weights.sum(1),
             depth=composite_depth(weights, middle, self.settings.depth, self.settings.far),
-            semantics=torch.einsum("rs,rsc->rc", weights, values),
+            semantics=torch.einsum("rs,rsc->rc", weights, self.read(semantics, coordinates)),
             front=None if limits is None else mass_before(weights, middle, limits),
             sample_weights=weights if keep else None,
             midpoints=middle if keep else None,
