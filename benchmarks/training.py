@@ -13,7 +13,7 @@ Variants:
   encoded at every step;
 * fast: `prepare_for_training`; fast+checkpoint: with gradient checkpointing; fast+checkpoint-transformers: of the
   transformer blocks only; fast+autotune: cuDNN measures its algorithms; fast+compress: gradients travel between GPUs
-  as bfloat16; fast+buckets: in pieces of 250 MB instead of 25;
+  as bfloat16; fast+buckets: in pieces of 250 MB instead of 25; fast+graphs: both networks recorded and replayed;
 * blocks: the transformer blocks compiled; whole: both networks compiled. Compiling takes minutes.
 
 What has to be done (FlopCounterMode, TFLOP): VAE encoder 9.3, ControlNet 2.4, UNet 10.2, backward 18.9 (gradients of
@@ -119,7 +119,8 @@ def make_step(args: argparse.Namespace, device: torch.device, variant: str) -> t
             step,
             dtype,
             gradient_checkpointing="transformers" if "transformers" in variant else "checkpoint" in variant,
-            compile=variant if variant in ("blocks", "whole") else "no",
+            compile=next((part for part in variant.split("+") if part in ("blocks", "whole")), "no"),
+            cuda_graphs="graphs" in variant,
         )
     step.train()
     gc.collect()

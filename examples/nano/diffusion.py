@@ -141,7 +141,8 @@ def train_diffusion(
         ema_decay: of the averages.
         warmup: steps of rising learning rate.
         max_steps: end after so many steps.
-        layout: "fused" (`prepare_for_training`), "compiled" (the same and its blocks compiled) or "autocast".
+        layout: "fused" (`prepare_for_training`), "compiled" (the same and its blocks compiled), "recorded" (the same
+            replayed from CUDA graphs) or "autocast".
         folder: where a checkpoint is written every minute (rank 0).
         resume: folder of checkpoints whose newest is continued.
         init: networks (unet, controlnet, text_encoder) to begin with.
@@ -211,7 +212,11 @@ def _lay_out(step: SyntheOccStep, layout: str, device: torch.device):
         return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     prepare_for_training(
-        step, dtype, channels_last=device.type == "cuda", compile="blocks" if layout == "compiled" else "no"
+        step,
+        dtype,
+        channels_last=device.type == "cuda",
+        compile="blocks" if layout == "compiled" else "no",
+        cuda_graphs=layout == "recorded",
     )
     return torch.autocast(device.type, enabled=False)
 

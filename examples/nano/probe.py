@@ -86,7 +86,15 @@ def main() -> None:
     bank = Bank.of(cache, encode_cache(vae, cache.images))
     report["encode_ms_per_frame"] = 1e3 * (time.perf_counter() - began) / len(cache)
     tokenizer = train_tokenizer()
-    choices = [("fused", 16), ("fused", 32), ("fused", 64), ("autocast", 32), ("compiled", 32)]
+    choices = [
+        ("fused", 16),
+        ("fused", 32),
+        ("fused", 64),
+        ("recorded", 32),
+        ("recorded", 64),
+        ("autocast", 32),
+        ("compiled", 32),
+    ]
     for layout, batch in choices[:1] if args.smoke else choices:
         name = f"diffusion {layout} {batch}"
         if time.perf_counter() - team.began > args.limit_seconds:

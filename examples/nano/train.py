@@ -37,7 +37,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64, help="samples of six views a rank and step")
     parser.add_argument("--learning_rate", type=float, default=8e-4)
     parser.add_argument("--ema_decay", type=float, default=0.998)
-    parser.add_argument("--layout", choices=("fused", "compiled", "autocast"), default="fused")
+    parser.add_argument("--layout", choices=("fused", "compiled", "recorded", "autocast"), default="fused")
     parser.add_argument("--sampling_steps", type=int, default=12)
     parser.add_argument("--guidance_scale", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)

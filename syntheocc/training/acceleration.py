@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from syntheocc.models.attention import NEW_LAYERS_VIDEO
 from syntheocc.models.channels_last import to_channels_last
 from syntheocc.models.master_weights import to_master_weights
+from syntheocc.training.recorded import RecordedNetworks
 from syntheocc.training.step import SyntheOccStep
 
 Trained = Literal["crossview+controlnet", "crossframe", "all"]
@@ -66,6 +67,7 @@ def prepare_for_training(
     channels_last: bool = True,
     gradient_checkpointing: bool | Literal["transformers"] = False,
     compile: Compiled = "no",
+    cuda_graphs: bool = False,
     **compile_options: Any,
 ) -> SyntheOccStep:
     """Lay the networks out for fast training, in place; call it after `trainable_parameters`.
@@ -81,6 +83,8 @@ def prepare_for_training(
         gradient_checkpointing: compute every block's activations again in the backward; "transformers": only those
             of the transformer blocks, which keep most and of which the attention is what costs time.
         compile: "blocks": `torch.compile` of the transformer blocks (a minute); "whole": of both networks (minutes).
+        cuda_graphs: record the networks' passes at the first step and replay them (`RecordedNetworks`); on a GPU, for
+            batches of one shape. Whatever replaces a parameter's memory has to come before the first step.
         **compile_options: for `torch.compile`.
 
     Returns:
@@ -106,6 +110,9 @@ def prepare_for_training(
                 if hasattr(module, "gradient_checkpointing") and not isinstance(module, Transformer2DModel):
                     module.gradient_checkpointing = False
     step.compute_dtype = dtype
+    if cuda_graphs:
+        trained = [p for network in (step.unet, step.controlnet) for p in network.parameters() if p.requires_grad]
+        step.recorded = RecordedNetworks(trained)
     if compile != "no":
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
         for network in (step.unet, step.controlnet):

@@ -121,6 +121,7 @@ class TrainConfig(SampleConfig, LoopConfig):
     )
     gradient_checkpointing: bool = flag(False, "compute activations again in the backward: less memory, slower")
     compile: Literal["no", "blocks", "whole"] = flag("no", "compile the transformer blocks, or the networks whole")
+    cuda_graphs: bool = flag(False, "record the networks' kernels at the first step and replay them; on a GPU")
     enable_xformers_memory_efficient_attention: bool = flag(False, "use xformers where it is installed")
     dataloader_num_workers: int | None = flag(  # type: ignore[assignment]
         None, "processes that read samples, per GPU; 0: in the training process (default 4, where there are the cores)"

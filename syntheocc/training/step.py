@@ -24,6 +24,7 @@ from syntheocc.pipelines.sources import condition_spec
 from syntheocc.training.batch import TrainingBatch
 from syntheocc.training.dropout import ConditionDropout
 from syntheocc.training.loss_weights import LossWeights, foreground_table, loss_weight_map
+from syntheocc.training.recorded import RecordedNetworks
 from syntheocc.training.targets import training_target
 
 # Texts whose embeddings are kept while the text encoder is frozen: 256 of SD 2.1's in half precision are 40 MB.
@@ -103,6 +104,7 @@ class SyntheOccStep(nn.Module):
         self.seed = seed
         self.compute_dtype: torch.dtype | None = None  # set by prepare_for_training
         self.originals: dict[str, Tensor] = {}  # likewise: frozen weights before they were rounded, on the CPU
+        self.recorded: RecordedNetworks | None = None  # likewise
         self.condition = condition_spec(controlnet)
         self.weights = replace(weights, num_planes=self.condition.planes.num_planes)
         self.register_buffer("is_foreground", foreground_table(weights.foreground), persistent=False)
@@ -162,22 +164,29 @@ class SyntheOccStep(nn.Module):
         frames = previous_and_next(batch.frames) if batch.frames > 1 and self._has_frame_attention else None
         links = self.unet.link_views(noisy.shape[0], batch.neighbors, frames, device=noisy.device)
         noisy = noisy.to(self.compute_dtype or noisy.dtype)
-        down, mid = self.controlnet(
-            noisy,
-            timesteps,
-            encoder_hidden_states=text,
-            cond_embedding=condition,
-            return_dict=False,
-        )
-        return self.unet(
-            noisy,
-            timesteps,
-            text,
-            cross_attention_kwargs=links,
-            down_block_additional_residuals=down,
-            mid_block_additional_residual=mid,
-            return_dict=False,
-        )[0]
+
+        def networks(noisy: Tensor, timesteps: Tensor, text: Tensor, condition: Tensor) -> Tensor:
+            down, mid = self.controlnet(
+                noisy,
+                timesteps,
+                encoder_hidden_states=text,
+                cond_embedding=condition,
+                return_dict=False,
+            )
+            return self.unet(
+                noisy,
+                timesteps,
+                text,
+                cross_attention_kwargs=links,
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=mid,
+                return_dict=False,
+            )[0]
+
+        inputs = (noisy, timesteps, text, condition)
+        if self.recorded is None or not self.training:
+            return networks(*inputs)
+        return self.recorded(networks, (batch.frames, str(batch.neighbors.tolist())), inputs)
 
     def latent_size(self, batch: TrainingBatch) -> tuple[int, int]:
         """(h, w) of the batch's latents."""

@@ -155,6 +155,7 @@ class _Job:
             channels_last=device.type == "cuda",
             gradient_checkpointing=config.gradient_checkpointing,
             compile=config.compile,
+            cuda_graphs=config.cuda_graphs,
         )
         if not ranks.is_main:
             self.step.originals.clear()  # the frozen weights before rounding: only who saves needs them

@@ -129,3 +129,46 @@ def test_what_cannot_be_prepared_is_refused(make_step):
         prepare_for_training(step)
     with pytest.raises(ValueError, match="float"):
         prepare_for_training(step, torch.int8)
+
+
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", id="cpu-runs-as-it-is"), pytest.param("cuda", marks=pytest.mark.gpu)]
+)
+@pytest.mark.parametrize("which", ["crossview+controlnet", "all"])
+def test_recorded_networks_train_alike(make_step, make_batch, which, device):
+    """The same losses and gradients, for new values in every step, for micro batches, other shapes and no gradients."""
+    launched, recorded = make_step(), make_step()
+    for step, graphs in ((launched, False), (recorded, True)):
+        step.to(device)
+        trainable_parameters(step, which)
+        prepare_for_training(step, torch.float32, channels_last=device == "cuda", cuda_graphs=graphs)
+        step.train()
+    for seed in range(3):
+        batch = make_batch(launched, seed=seed).to(torch.device(device))
+        loss, gradients = loss_and_gradients(launched, batch)
+        again, replayed = loss_and_gradients(recorded, batch)
+        assert again == pytest.approx(loss, rel=1e-5)
+        close(replayed, gradients, 1e-3)
+    # A second micro batch must add to the first one's gradients, which lie where a replay writes.
+    other = make_batch(launched, seed=7).to(torch.device(device))
+    for step in (launched, recorded):
+        loss_and_gradients(step, batch)
+        step(other, step=3, positions=[2, 3])["loss"].backward()
+    sums = [
+        {n: p.grad.clone() for n, p in step.named_parameters() if p.grad is not None} for step in (launched, recorded)
+    ]
+    close(sums[1], sums[0], 1e-3)
+    # Weights that changed in place are read anew.
+    with torch.no_grad():
+        for step in (launched, recorded):
+            for parameter in step.parameters():
+                parameter.mul_(1.01)
+    loss, gradients = loss_and_gradients(launched, batch)
+    again, replayed = loss_and_gradients(recorded, batch)
+    assert again == pytest.approx(loss, rel=1e-5)
+    close(replayed, gradients, 1e-3)
+    three = make_batch(launched, samples=3).to(torch.device(device))
+    with torch.no_grad():
+        losses = [float(step(three, step=0, positions=[0, 1, 2])["loss"]) for step in (launched, recorded)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert len(recorded.recorded._recordings) == (1 if device == "cuda" else 0)
