@@ -154,7 +154,7 @@ def test_recorded_networks_train_alike(make_step, make_batch, which, device):
     for step in (launched, recorded):
         loss_and_gradients(step, batch)
         step(other, step=3, positions=[2, 3])["loss"].backward()
-    sums = [
+    sums = [{n: p.grad for n, p in step.named_parameters() if p.grad is not None} for step in (launched, recorded)]
         {n: p.grad.clone() for n, p in step.named_parameters() if p.grad is not None} for step in (launched, recorded)
     ]
     close(sums[1], sums[0], 1e-3)
