@@ -5,7 +5,9 @@ import re
 import pytest
 import torch
 
-from syntheocc.occupancy.perception.sparseocc import SparseOcc
+from syntheocc.occupancy.perception.registry import load_model
+from syntheocc.occupancy.perception.settings import PredictConfig
+from syntheocc.occupancy.perception.sparseocc import PRESETS, SparseOcc, preset
 from syntheocc.occupancy.perception.sparseocc.convert import convert_state_dict
 
 # Ours -> mmdetection's way of naming and nesting. The image network's names are its public ones.
@@ -133,6 +135,19 @@ def test_a_released_checkpoint_gives_the_same_predictions(checkpoint, ring):
     assert torch.equal(loaded(*inputs).predictions[-1].mask_logits, model(*inputs).predictions[-1].mask_logits)
     norms = [m for m in loaded.train().modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms and not any(norm.training for norm in norms)
+
+
+def test_programs_load_a_released_checkpoint_by_the_preset_that_is_named(checkpoint, tmp_path, monkeypatch):
+    path, model = checkpoint
+    monkeypatch.setitem(PRESETS, "wide", lambda: preset("tiny", embed_dims=48))
+    entry, loaded = load_model(PredictConfig(weights=path, preset="wide", device="cpu"))
+    assert entry.name == "sparseocc" and loaded.config.legacy
+    assert all(value.equal(loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    model.save_pretrained(tmp_path / "folder")
+    assert load_model(PredictConfig(weights=tmp_path / "folder", device="cpu"))[1].config == loaded.config
+    (tmp_path / "folder" / "config.json").write_text('{"_class_name": "SparseNet"}')
+    with pytest.raises(ValueError, match="holds a SparseNet, which is none of the known models: SparseOcc"):
+        load_model(PredictConfig(weights=tmp_path / "folder", device="cpu"))
 
 
 def test_a_checkpoint_of_another_preset_or_with_leftovers_is_refused(checkpoint, tmp_path):
