@@ -136,7 +136,7 @@ def test_what_cannot_be_prepared_is_refused(make_step):
 )
 @pytest.mark.parametrize("which", ["crossview+controlnet", "all"])
 def test_recorded_networks_train_alike(make_step, make_batch, which, device):
-    """The same losses and gradients, for new values in every step, for micro batches, other shapes and no gradients."""
+    """The same losses and gradients: new values in every step, micro batches, other shapes, no gradients."""
     launched, recorded = make_step(), make_step()
     for step, graphs in ((launched, False), (recorded, True)):
         step.to(device)
@@ -154,10 +154,10 @@ def test_recorded_networks_train_alike(make_step, make_batch, which, device):
     for step in (launched, recorded):
         loss_and_gradients(step, batch)
         step(other, step=3, positions=[2, 3])["loss"].backward()
-    sums = [{n: p.grad for n, p in step.named_parameters() if p.grad is not None} for step in (launched, recorded)]
-        {n: p.grad.clone() for n, p in step.named_parameters() if p.grad is not None} for step in (launched, recorded)
+    added = [
+        {name: p.grad for name, p in step.named_parameters() if p.grad is not None} for step in (launched, recorded)
     ]
-    close(sums[1], sums[0], 1e-3)
+    close(added[1], added[0], 1e-3)
     # Weights that changed in place are read anew.
     with torch.no_grad():
         for step in (launched, recorded):
