@@ -1,26 +1,16 @@
 """Gaussian splatting of benchmarks/rendering.py: label rays through 640,000 Gaussians, forward and backward.
 
-    python benchmarks/rendering_splat.py --device cuda --output DIR    this half alone, about two minutes on an H200
-    python benchmarks/rendering_splat.py --smoke                       every line of it, tiny, on a CPU
-
 Six cameras at three key frames look at pixels as a lidar would label them. Two scenes: "new" is a model's first step
 (opacity 0.12 everywhere, the most Gaussians a ray), "street" what it should become. A step is `splat` with the
 published losses, forward and backward to opacity and features; in "moving" twenty boxes go with their Gaussians at the
 other two frames. gsplat, where it is installed, paints the same 18 images whole and at a quarter of the size.
 """
 
-import argparse
-import json
 import os
-import platform
-import shlex
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import reporting
 import torch
 from measuring import Bench, peak_gb
 from sparseocc_inputs import HEIGHT, METRES_A_FRAME, WIDTH, camera_rig, street_labels
@@ -198,7 +188,9 @@ def _compare(
         bench.row("splatting", f"{backend}, {what}", forward_ms=forward, forward_backward_ms=both, peak_gb=peak)
     if len(backends) == 2:
         (first, second), (one, other) = (gradients[backend] for backend in backends)
-        worst = max(float((a - b).abs().max() / a.abs().max()) for a, b in ((first, one), (second, other)))
+        worst = max(
+            float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)) for a, b in ((first, one), (second, other))
+        )
         bench.row("splatting", f"{' against '.join(backends)}, {what}", largest_relative_gradient_difference=worst)
 
 
@@ -260,32 +252,3 @@ def _stages(bench: Bench, name: str, scene: Scene, labels: RayLabels) -> None:
         what = f"compositing, {name}, {at_once} hits at once"
         bench.row("splatting", what, forward_ms=forward, backward_ms=both - forward)
     launches.HITS = kept
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=20, help="calls in a group")
-    parser.add_argument("--tune", action="store_true", help="also other sizes of the kernels' blocks")
-    parser.add_argument("--output", type=Path, help="folder for splatting-<device>.json")
-    parser.add_argument("--smoke", action="store_true")
-    args = parser.parse_args()
-    bench = Bench(args)
-    splatting(bench)
-    summary = {
-        "device": torch.cuda.get_device_name() if bench.device.type == "cuda" else reporting.cpu_name(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": reporting.commit(),
-        "command": "python " + shlex.join(reporting.without(sys.argv, ("--output",))),
-        "targets": TARGETS,
-        "rows": bench.rows,
-    }
-    if args.output is not None:
-        args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / f"splatting-{bench.device.type}.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(f"{summary['device']}, torch {summary['torch']}")
-
-
-if __name__ == "__main__":
-    main()
