@@ -148,7 +148,7 @@ class _Prediction:
                 continue
             picture = job()
             if picture is not None:
-                save_picture(picture, file)
+                save_picture(picture, file, compress_level=3)  # the usual 6 takes longer than the drawing
                 drawn = True
         return drawn
 

@@ -12,7 +12,7 @@ __all__ = ["ANIMATED", "save_animation"]
 
 # Suffix -> what Pillow is told. WebP is the smallest; PNG keeps every pixel; GIF has 256 colours a frame.
 ANIMATED: dict[str, dict[str, Any]] = {
-    ".webp": {"quality": 85, "method": 4},
+    ".webp": {"quality": 85, "method": 2},
     ".png": {},
     ".gif": {"disposal": 1},
 }
