@@ -9,6 +9,7 @@ Legend: N key frames, V views.
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -117,11 +118,13 @@ def _lidar(
     for t, sweep in zip(scene.key_times, sweeps, strict=True):
         pose = scene.ego.pose_at(t)
         points = transform_points(scene.lidar2ego.float(), sweep.points[:, :3])
-        boxes = placed_boxes(scene.boxes_at(t, pose), pose, preset.taxonomy)
+        boxes = scene.boxes_at(t, pose)
+        boxes = replace(boxes, num_lidar_points=boxes.contains(points).sum(1))
         none = torch.zeros(len(cameras), 4, 4, dtype=torch.float64)  # the store has the cameras itself
         labels = table[sweep.category.long()]
         origin = scene.lidar2ego[:3, 3]
-        frames.append(RayFrame(points, labels, pose, origin, none[:, :3, :3], none, none[:, 0, :2], boxes))
+        placed = placed_boxes(boxes, pose, preset.taxonomy)
+        frames.append(RayFrame(points, labels, pose, origin, none[:, :3, :3], none, none[:, 0, :2], placed))
     return StoredLidar.of(frames, sizes.pop(), device)
 
 
