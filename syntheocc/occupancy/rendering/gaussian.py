@@ -238,12 +238,14 @@ def splat(
         )
     if moves is not None and rays.frames is None:
         raise ValueError("Gaussians move between frames: give SplatRays.frames, the frame of each ray")
-    if backend == "gsplat" or (backend == "torch_reference" and by_views):
-        from syntheocc.occupancy.rendering.splat_images import splat_nearest_pixels
+    # Poses and footprints are no work for half precision.
+    with torch.autocast(rays.origins.device.type, enabled=False):
+        if backend == "gsplat" or (backend == "torch_reference" and by_views):
+            from syntheocc.occupancy.rendering.splat_images import splat_nearest_pixels
 
-        out = splat_nearest_pixels(gaussians, rays, settings, moves, front_limits, backend)
-    else:
-        out = _along_rays(gaussians, rays, settings, moves, front_limits, backend)
+            out = splat_nearest_pixels(gaussians, rays, settings, moves, front_limits, backend)
+        else:
+            out = _along_rays(gaussians, rays, settings, moves, front_limits, backend)
     if settings.depth == "normalised":
         out.depth = out.depth / out.weight_sum.clamp_min(1e-10)
     return out

@@ -349,6 +349,19 @@ def test_gradients_of_all_losses_reach_all_heads():
     assert all(bool(torch.isfinite(grad).all()) and float(grad.abs().max()) > 1e-6 for grad in grads)
 
 
+def test_autocast_changes_nothing():
+    raw, logits, _, _ = (None if part is None else part.float() for part in scene())
+    settings = SplatSettings(response="ewa")
+    rays = some_pixels(views_of(), 5)
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            gaussians = gaussians_from_volume(raw, logits, SPEC, settings)
+            moves = GaussianMoves.of(boxes().to(dtype=torch.float32), gaussians.classes, SPEC)
+            found.append(splat(gaussians, rays, settings, moves).semantics)
+    assert torch.equal(*found)
+
+
 def test_losses_learn_a_wall():
     """Rays that end on a wall make it opaque, clear what is in front of it, and give it its class."""
     spec = GridSpec((0.0, -1.0, -1.0), 0.4, (12, 5, 5))
