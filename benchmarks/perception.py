@@ -28,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--exam_frames", type=int, default=12, help="key frames of a held-out drive")
     p.add_argument("--scored", default="7,11", help="its key frames that are scored, with commas")
     p.add_argument("--batch", type=int, default=8, help="samples a step")
-    p.add_argument("--learning_rate", type=float, default=5e-4)
+    p.add_argument("--learning_rate", type=float, help="default: the best of --rates in a short trial")
+    p.add_argument("--rates", default="1e-3,2e-3,3e-3,5e-3", help="learning rates that are tried, with commas")
+    p.add_argument("--trial_steps", type=int, default=100, help="of each of them")
     p.add_argument("--train_steps", type=int, help="steps of every arm; default: as many as the time allows")
     p.add_argument("--seed", type=int, default=0, help="of the training world, the weights and the order")
     p.add_argument("--resamples", type=int, default=1000, help="of the bootstrap")
@@ -50,6 +52,7 @@ def main(argv: list[str] | None = None) -> dict | None:
         args.model, args.scenes, args.workers, args.resamples, args.batch = "sparseocc_tiny", 2, 0, 20, 2
         args.training_scenes, args.key_frames, args.exam_frames, args.scored = 2, 3, 3, (1, 2)
         args.train_steps, args.seconds = args.train_steps or 4, 1e6
+        args.rates, args.trial_steps = "1e-3,2e-3", 2
     args.split = "test"
     if max(args.scored) >= args.exam_frames:
         raise SystemExit(f"key frame {max(args.scored)} cannot be scored in drives of {args.exam_frames}")

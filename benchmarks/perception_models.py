@@ -145,9 +145,13 @@ class Schedule:
     seed: int = 0
     weight_decay: float = 0.01
     max_grad_norm: float = 35.0
+    constant: bool = False
+    """For trials: no cosine."""
 
     def rate(self, step: int) -> float:
         """Share of the learning rate: linear warm-up over a twentieth of the steps, then half a cosine to zero."""
+        if self.constant:
+            return min(1.0, (step + 1) / (0.3 * self.steps))
         warm_up = max(1, min(300, self.steps // 20))
         return min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
 
@@ -204,6 +208,14 @@ class Training:
         else:
             self.skipped += 1
         return {**{name: value.detach() for name, value in losses.items()}, "gradient_norm": norm.detach()}
+
+    def trial(self) -> float:
+        """Mean loss of the last third of the schedule's steps, infinite where it is no number."""
+        self.model.train()
+        steps = self.schedule.steps
+        losses = [self.one()["loss"] for _ in range(steps)][-max(1, steps // 3) :]
+        mean = float(torch.stack(losses).mean())
+        return mean if math.isfinite(mean) and not self.skipped else math.inf
 
     def parts(self, now: Callable[[], float]) -> dict[str, float]:
         """Seconds of the parts of one step without an update; `now` waits for the device."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from syntheocc.engine.files import atomic_write_json, read_json
 from syntheocc.engine.ranks import Ranks
+from syntheocc.evaluation.report import plain
 
 # What is held out: (split, whether the world has another seed than in training, whether the cameras are others).
 LEVELS = {
@@ -127,14 +128,19 @@ def planned(
     clock: Clock, say: Any,
 ) -> Schedule:  # fmt: skip
     """The schedule that all arms can keep, from a few steps and an exam of each; the one of plan.json if there is."""
-    schedule = Schedule(args.train_steps or 1000, args.batch, args.learning_rate, args.seed)
     file = args.output / "plan.json"
-    plan = {"model": args.model, "batch": args.batch, "learning_rate": args.learning_rate, "seed": args.seed}
+    plan = {"model": args.model, "batch": args.batch, "seed": args.seed}
     kept = read_json(file) if file.is_file() else None
     if kept is not None and {key: kept.get(key) for key in plan} != plan:
         raise SystemExit(f"{file} is of another comparison: give an empty --output folder")
     if kept is not None:
-        return replace(schedule, steps=kept["steps"])
+        return Schedule(kept["steps"], args.batch, kept["learning_rate"], args.seed)
+    trials = {} if args.learning_rate else tried_rates(args, contender, drives, ranks)
+    rate = args.learning_rate or best_rate(trials)
+    say(
+        f"learning rate {rate:g}; mean losses of the trials: " + ", ".join(f"{r:g} {v:.2f}" for r, v in trials.items())
+    )
+    schedule = Schedule(args.train_steps or 1000, args.batch, rate, args.seed)
     fit = float(args.train_steps or 1e9)
     if not args.smoke:
         stepping, examining = 0.0, 0.0
@@ -149,8 +155,25 @@ def planned(
     steps = max(2, int(fit))
     # All ranks have looked for the plan before one writes it.
     if ranks.is_main:
-        atomic_write_json(file, {**plan, "steps": steps})
+        atomic_write_json(file, {**plan, "steps": steps, "learning_rate": rate, "trials": plain(list(trials.items()))})
     return replace(schedule, steps=steps)
+
+
+def tried_rates(args: Namespace, contender: Contender, drives: Drives, ranks: Ranks) -> dict[float, float]:
+    """Learning rate -> mean training loss at the end of a short trial of the four-frame arm; the ranks share them."""
+    rates = [float(rate) for rate in args.rates.split(",")]
+    found = {}
+    for rate in ranks.share(rates):
+        schedule = Schedule(args.trial_steps, args.batch, rate, args.seed, constant=True)
+        found[rate] = Training(contender, Arm(4), drives, schedule, half=drives.images.is_cuda).trial()
+    parts = ranks.gather(found)
+    return {rate: part[rate] for rate in rates for part in parts if rate in part}
+
+
+def best_rate(trials: dict[float, float]) -> float:
+    """The smallest rate whose trial was within a hundredth of the best one."""
+    lowest = min(trials.values())
+    return min(rate for rate, loss in trials.items() if loss <= 1.01 * lowest)
 
 
 def step_seconds(
