@@ -21,7 +21,7 @@ from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.losses.rendering import mass_before
 from syntheocc.occupancy.rendering.compositing import RenderedRays, raw_alpha, shift_of, weights_from_alpha
 from syntheocc.occupancy.rendering.lookup import trilinear, voxel_coordinates
-from syntheocc.occupancy.rendering.volume import Field, check_rays, render_in_pieces
+from syntheocc.occupancy.rendering.pieces import Field, check_rays, render_in_pieces
 
 __all__ = ["DvgoSettings", "contract", "legacy_distances", "render_dvgo"]
 

@@ -1,6 +1,7 @@
 """Volume rendering: vectors V1, V2, V5, V6 of the specification, sampling, batches, chunks, precision."""
 
 import math
+import os
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from syntheocc.occupancy import OCC3D_NUSCENES
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.losses import semantic_loss
+from syntheocc.occupancy.ops.mpi_lookup import has_module
 from syntheocc.occupancy.rendering.compositing import (
     activate_density,
     composite_depth,
@@ -15,7 +17,7 @@ from syntheocc.occupancy.rendering.compositing import (
     weights_from_alpha,
     weights_from_density,
 )
-from syntheocc.occupancy.rendering.lookup import nearest, trilinear, voxel_coordinates
+from syntheocc.occupancy.rendering.lookup import nearest_voxel, trilinear, voxel_coordinates
 from syntheocc.occupancy.rendering.raycast import cast_rays
 from syntheocc.occupancy.rendering.sampling import edges_around, ray_jitter, resample, uniform_edges, voxel_edges
 from syntheocc.occupancy.rendering.volume import Field, RenderSettings, fields_of, render_rays
@@ -117,7 +119,7 @@ def test_v6_lookup_is_centred_and_legacy_is_not():
     volume = torch.rand(12, 8, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     at = voxel_coordinates(SPEC.centers(), SPEC)
     torch.testing.assert_close(trilinear(volume, at), volume)
-    torch.testing.assert_close(nearest(volume, at), volume)
+    torch.testing.assert_close(nearest_voxel(volume, at), volume)
 
 
 def eight_corners(volume, at):
@@ -148,7 +150,7 @@ def test_trilinear_is_the_sum_over_eight_corners_with_gradients():
         torch.testing.assert_close(one, other)
     far = double(1e30, -math.inf, math.nan)[:, None].expand(-1, 3)
     assert float(trilinear(volume, far).detach().abs().max()) == 0
-    assert float(nearest(volume, far).detach().abs().max()) == 0
+    assert float(nearest_voxel(volume, far).detach().abs().max()) == 0
 
 
 def test_uniform_edges_move_by_half_an_interval_and_only_if_asked_to():
@@ -357,3 +359,39 @@ def test_wrong_shapes_are_refused():
         render_rays([], index, origins, directions, SPEC)
     with pytest.raises(ValueError, match="density must be"):
         activate_density(density, "tanh")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sampling", ["importance", "exact"])
+@pytest.mark.parametrize(
+    ("backend", "device"),
+    [
+        ("reference", "cpu"),
+        pytest.param(
+            "triton",
+            "cuda",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not has_module("triton"), reason="needs triton")],
+        ),
+        pytest.param(
+            "triton",
+            "cpu",
+            marks=pytest.mark.skipif(
+                os.environ.get("TRITON_INTERPRET") != "1" or not has_module("triton"),
+                reason="set TRITON_INTERPRET=1 to run the kernels on the CPU",
+            ),
+        ),
+    ],
+)
+def test_backends_render_the_same(sampling, backend, device):
+    density, semantics, index, origins, directions = scene(dtype=torch.float32)
+    results = []
+    for name, where in (("torch", "cpu"), (backend, device)):
+        leaves = [t.to(where, copy=True).requires_grad_() for t in (density, semantics)]
+        settings = RenderSettings(
+            sampling=sampling, far=8.0, proposals=12, samples=20, chunk=25, backend=name
+        )  # fmt: skip
+        rays = [t.to(where) for t in (index, origins, directions)]
+        seen = render_rays(fields_of(*leaves), *rays, SPEC, settings)
+        loss = seen.depth.sum() + seen.semantics.square().sum()
+        results.append([t.detach().cpu() for t in (seen.depth, seen.semantics, *torch.autograd.grad(loss, leaves))])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
