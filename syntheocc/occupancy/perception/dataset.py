@@ -111,7 +111,7 @@ class OccupancyFrames(Dataset):
         sampling: what is made of a frame.
         grid: where labels and projections live; in the ego or the lidar frame.
         labels: reads a frame's ground truth, None where it has none; left out, there is none.
-        cameras: the views, in the order of the model; left out: those of the first frame, the published six in the
+        cameras: the views, in the order of the model; left out: those that any frame has, the published six in the
             published order. A frame that lacks one of them gets a black image and an all-zero projection.
         data_root: for sweeps whose paths were written elsewhere.
         seed: of the draws.
@@ -147,7 +147,8 @@ class OccupancyFrames(Dataset):
         self.frames = list(frames)
         self.history = ShotHistory(self.frames, data_root)
         self.sampling, self.grid, self.labels = sampling, grid, labels
-        self.cameras = tuple(cameras or _published_order(frames[0].cameras.names))
+        names = dict.fromkeys(name for frame in frames for name in frame.cameras.names)
+        self.cameras = tuple(cameras or _published_order(list(names)))
         self.seed, self.rounds, self.unreadable, self.rays = seed, rounds, unreadable, rays
 
     def __len__(self) -> int:

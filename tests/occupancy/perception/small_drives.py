@@ -1,6 +1,5 @@
 """Two small drives on disk in a tenth of a second: noise for pictures, a road with cars for labels, infos."""
 
-import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +33,9 @@ def labels_of(frame: Frame) -> Occ3DLabels:
 
 
 def write_drives(root: Path, camera_at, scenes: int = 2, key_frames: int = 3) -> list[Frame]:
-    """Write pictures, labels (in `gts`) and infos: `named.pkl`, and `shuffled.pkl` without the scenes' names.
+    """Write pictures, labels (in `gts`) and infos: `named.pkl`; without the scenes' names `later.pkl`, `first.pkl`.
+
+    The latter two hold the scenes' first frames and all others; given the later ones first, scenes are out of order.
 
     Args:
         root: the data root.
@@ -80,9 +81,9 @@ def write_drives(root: Path, camera_at, scenes: int = 2, key_frames: int = 3) ->
             )
             write_occ3d(labels_of(frames[-1]), occ3d_path(root / "gts", frames[-1]))
     write_infos(root / "named.pkl", frames, data_root=root)
-    nameless = [replace(frame, scene="") for frame in frames]
-    random.Random(0).shuffle(nameless)
-    write_infos(root / "shuffled.pkl", nameless, data_root=root)
+    for name, is_first in (("first", True), ("later", False)):
+        some = [replace(frame, scene="") for frame in frames if (frame.prev is None) == is_first]
+        write_infos(root / f"{name}.pkl", some, data_root=root)
     return frames
 
 
