@@ -30,7 +30,7 @@ VOXEL = (65, 5, 6)
 
 
 def one_voxel(settings, flip_x=False, **options):
-    """Raw heads of V13's voxel, at (12.2, 0.2, 1.6): opaque, of class 1, in a grid that is mirrored for the network."""
+    """Raw heads of V13's voxel, at (12.2, 0.2, 1.6): of class 1, in a grid that the network sees mirrored."""
     raw = torch.full((1, *SPEC.shape), -20.0, dtype=DOUBLE)
     logits = torch.zeros(1, *SPEC.shape, 3, dtype=DOUBLE)
     raw[0][VOXEL], logits[(0, *VOXEL, 1)] = 1.3862943611198906, 5.0  # an opacity of 0.8
