@@ -128,9 +128,15 @@ def _claimed(config: PredictConfig) -> str | None:
     digest = hashlib.sha256(f"{config.preset}".encode() if config.weights.is_file() else b"")
     for file in files:
         digest.update(file.read_bytes())
-    path, settings = config.output_dir / SETTINGS, {"model": digest.hexdigest(), "half": config.half}
+    path = config.output_dir / SETTINGS
+    settings: dict[str, Any] = {"model": digest.hexdigest(), "half": config.half}
+    if config.threshold:
+        settings["threshold"] = list(config.threshold)
     if path.is_file() and read_json(path) != settings:
-        return f"{config.output_dir} holds predictions of another model or precision; give another output_dir"
+        return (
+            f"{config.output_dir} holds predictions of another model or precision, or of other thresholds; give "
+            "another output_dir"
+        )
     if not path.is_file() and next(config.output_dir.glob("*.npz"), None) is not None:
         return f"{config.output_dir} holds .npz files of unknown origin; give another output_dir"
     atomic_write_json(path, settings)
@@ -158,8 +164,10 @@ def _predict(
         return {token: reason for part in parts for token, reason in part.items()}
     for i, sample in enumerate(samples):
         arrays = {"pred": prediction.semantics[i].cpu().numpy()}
-        if prediction.instances is not None:
-            arrays["instances"] = prediction.instances[i].cpu().numpy()
+        for name in ("instances", "occupancy", "free_space"):
+            values = getattr(prediction, name)
+            if values is not None:
+                arrays[name] = values[i].cpu().numpy()
         atomic_write_npz(_path(config, sample.tokens[0]), **arrays)
     return {}
 

@@ -24,7 +24,12 @@ from syntheocc.occupancy.perception.storage import class_in_folder
 __all__ = ["MODELS", "ModelEntry", "load_model", "model_entry"]
 
 # Model -> its class, as config.json has it, and the module of its entry, imported when asked for.
-_ENTRIES = {"sparseocc": ("SparseOcc", "sparseocc.entry")}
+_ENTRIES = {
+    "sparseocc": ("SparseOcc", "sparseocc.entry"),
+    "occflownet": ("OccFlowNet", "occflownet.entry"),
+    "splattingocc": ("SplattingOcc", "splattingocc.entry"),
+    "renderocc": ("RenderOcc", "splattingocc.renderocc_entry"),
+}
 MODELS = tuple(_ENTRIES)
 
 # (step, position in the global batch, device) -> the generator of that sample's random numbers.

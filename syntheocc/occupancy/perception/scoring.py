@@ -1,6 +1,6 @@
 """Predictions in a folder against the labels: one rank's share of the frames, counted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -57,6 +57,9 @@ class Scoring:
             "raypq": lambda: RayPQ(model.taxonomy, model.grid),
         }
         self.metrics: dict[str, Any] = {name: makers[name]() for name in settings.metrics}
+        # Which threshold would have been best on what is evaluated is told apart from the score.
+        self.sweep = settings.threshold if len(settings.threshold) > 1 and "miou" in self.metrics else ()
+        self.metrics |= {f"miou@{threshold:g}": makers["miou"]() for threshold in self.sweep}
 
     def origins(self, frames: Sequence[Frame]) -> dict[str, Tensor]:
         """Where rays start, token -> [O, 3] in the grid's frame: where the scene's lidar stood in any of its frames.
@@ -67,7 +70,7 @@ class Scoring:
         Raises:
             ValueError: poses are missing, or no origin lies within reach.
         """
-        if not set(self.metrics) - {"miou"}:
+        if not set(self.settings.metrics) - {"miou"}:
             return {}
         named = [replace(frame, scene=self.labels.scene(frame)) for frame in frames]
         origins = scene_origins(named)
@@ -77,15 +80,21 @@ class Scoring:
         poses = {frame.token: frame.lidar2ego for frame in named if frame.lidar2ego is not None}
         return {token: transform_points(invert_rigid(poses[token]), points) for token, points in origins.items()}
 
-    def count(self, frame: Frame, origins: Tensor | None) -> None:
-        """Count a frame whose prediction is in the folder.
+    def count(self, frame: Frame, origins: Tensor | None, arrays: Mapping[str, Any] | None = None) -> None:
+        """Count a frame.
+
+        Args:
+            frame: which one.
+            origins: its rays', see `origins`.
+            arrays: the prediction as its file would hold it; None: it is in the folder.
 
         Raises:
             ValueError: the prediction or the labels cannot be read or do not fit; nothing of the frame is counted.
         """
         token = frame.token
         path = self.settings.output_dir / f"{token}.npz"
-        arrays = read_npz(path, ["pred"])
+        if arrays is None:
+            arrays = read_npz(path, ["pred", "occupancy", "free_space"] if self.sweep else ["pred"])
         pred = torch.from_numpy(arrays["pred"])
         if tuple(pred.shape) != self.grid.shape:
             raise ValueError(f"{path}: holds {tuple(pred.shape)} voxels, the grid has {self.grid.shape}")
@@ -98,7 +107,12 @@ class Scoring:
         given: dict[str, tuple] = {}
         if "miou" in self.metrics:
             seen = None if self.observed is None else self.observed(frame)
-            given["miou"] = (pred, truth, None if seen is None else seen.semantics != UNKNOWN, token)
+            kept = None if seen is None else seen.semantics != UNKNOWN
+            given["miou"] = (pred, truth, kept, token)
+            for index, threshold in enumerate(self.sweep):
+                free, occupancy = torch.from_numpy(arrays["free_space"][index]), torch.from_numpy(arrays["occupancy"])
+                at = torch.where(free, self.taxonomy.free, occupancy).to(torch.uint8)
+                given[f"miou@{threshold:g}"] = (at, truth, kept, token)
         on_device = (pred.to(self.device), truth.to(self.device))
         if "rayiou" in self.metrics:
             given["rayiou"] = (*on_device, [origins], token)

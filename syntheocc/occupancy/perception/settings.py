@@ -84,6 +84,8 @@ class TrainConfig(SourceConfig, LoopConfig):
     label_mask: Literal["camera", "lidar", "none"] = flag("camera", "learn from voxels that this sensor observed")
     instances: Literal["file", "boxes"] = flag("boxes", "whence object ids come, for panoptic presets")
     gradient_checkpointing: bool = flag(False, "less memory, more time")
+    validation_info_path: tuple[str, ...] = flag((), "info pickles of held-out frames, for --validation_steps")
+    validation_samples: int | None = flag(None, "validate on so many of them, evenly spread; empty: on all")
 
     output_dir: Path = flag(Path("outputs"), "folder of checkpoints, logs and the trained model", aliases=_WORK_DIR)
     resume_from_checkpoint: str | None = flag(
@@ -123,7 +125,9 @@ class TrainConfig(SourceConfig, LoopConfig):
         super().__post_init__()
         self.check_source()
         self.backbone_weights = None if self.backbone_weights is None else Path(self.backbone_weights)
-        for name in ("epochs", "frames_per_sample"):
+        if self.validation_steps and not self.validation_info_path:
+            raise ValueError("validation_steps needs validation_info_path, the info pickles of held-out frames")
+        for name in ("epochs", "frames_per_sample", "validation_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be 1 or more")
@@ -147,6 +151,9 @@ class PredictConfig(SourceConfig):
     workers: int = flag(0, "processes that read samples; 0: in this process")
     device: str = flag("auto", "cpu, cuda, cuda:1, ...; auto: a GPU where there is one")
     half: Literal["no", "fp16", "bf16"] = flag("no", "precision of the weights; the half ones are for GPUs")
+    threshold: tuple[float, ...] = flag(
+        (), "of models that predict a density: decide by this, not by the stored one; several: mIoU of each besides"
+    )
     online: bool = flag(False, "each image goes through the network once and its features are remembered")
     pictures: bool = flag(False, "also draw every prediction, and every scene as an animation, into pictures/")
 

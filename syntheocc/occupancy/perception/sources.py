@@ -10,10 +10,10 @@ from syntheocc.occupancy.perception.recipes import TrainingRecipe
 from syntheocc.occupancy.perception.settings import SourceConfig, TrainConfig
 from syntheocc.occupancy.perception.transforms import ImageAugmentation
 
-__all__ = ["test_samples", "training_labels", "training_samples"]
+__all__ = ["ROUNDS", "test_samples", "training_labels", "training_samples"]
 
 # Different samples of a frame before its draws repeat: more than any recipe has epochs.
-_ROUNDS = 100
+ROUNDS = 100
 
 
 def training_labels(settings: TrainConfig, model: Any) -> LabelReader:
@@ -47,7 +47,7 @@ def training_samples(
         labels,
         data_root=settings.dataroot,
         seed=settings.seed,
-        rounds=max(_ROUNDS, settings.epochs or 0),
+        rounds=max(ROUNDS, settings.epochs or 0),
         unreadable=unreadable,
     )
 

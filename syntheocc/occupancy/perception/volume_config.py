@@ -33,7 +33,7 @@ class VolumeConfig:
     image_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     """Applied to RGB values 0..255."""
     bgr: bool = False
-    """Reverse the channels and normalise them by the unreversed means, as the published weights want it."""
+    """Reverse the channels and normalise them by the unreversed means; the published weights want it."""
 
     lss_depth_weight: float = 0.05
     """Of the loss of the trunk's depth distributions against the lidar's depth."""
@@ -49,7 +49,7 @@ class VolumeConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.taxonomy.free != self.taxonomy.num_classes - 1:
             raise ValueError(
-                f"the last class of taxonomy {self.taxonomy.name!r} must be free, it is {self.taxonomy.classes[-1]!r}; "
+                f"the last class of taxonomy {self.taxonomy.name!r} must be free, not {self.taxonomy.classes[-1]!r}; "
                 "these models predict Occ3D's classes"
             )
         if self.rays_per_sample < 1:

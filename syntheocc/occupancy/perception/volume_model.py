@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from syntheocc.occupancy.perception.backbone_weights import BackboneReport
-from syntheocc.occupancy.perception.batch import OccupancyBatch
 from syntheocc.occupancy.perception.prediction import OccupancyPrediction
 from syntheocc.occupancy.perception.recipes import TrainingRecipe
 from syntheocc.occupancy.perception.storage import load_weights, read_folder, write_folder
@@ -111,25 +110,26 @@ class VolumeModel(nn.Module, ABC):
         return torch.where(self.density(output.raw) > limit, classes, self.config.taxonomy.free).to(torch.uint8)
 
     @torch.no_grad()
-    def predict(self, images: Tensor, cameras: LiftCameras, threshold: float | None = None) -> OccupancyPrediction:
-        """The grids of a batch.
+    def predict(self, images: Tensor, cameras: LiftCameras, thresholds: Sequence[float] = ()) -> OccupancyPrediction:
+        """The grids of a batch, decided by `config.threshold`.
+
+        Args:
+            images: see `forward`.
+            cameras: see `forward`.
+            thresholds: for a sweep; the prediction then also says which voxels are free at each of them.
 
         Raises:
             ValueError: the model is in training mode, where batch norms would use the batch.
         """
         if self.training:
             raise ValueError("predictions need model.eval()")
-        semantics = self.labels(self(images, cameras), threshold)
-        return OccupancyPrediction(self.config.grid, self.config.taxonomy, semantics)
-
-    @torch.no_grad()
-    def threshold_sweep(self, batch: OccupancyBatch, thresholds: Sequence[float]) -> Tensor:
-        """The grids of a batch at several thresholds: uint8 [thresholds, B, X, Y, Z].
-
-        For choosing the threshold that is stored (`with_threshold`) on held-out *training* scenes.
-        """
-        output = self(batch.images, LiftCameras.of_batch(batch))
-        return torch.stack([self.labels(output, threshold) for threshold in thresholds])
+        output = self(images, cameras)
+        prediction = OccupancyPrediction(self.config.grid, self.config.taxonomy, self.labels(output))
+        if len(thresholds):
+            density = self.density(output.raw)
+            prediction.occupancy = output.logits.argmax(-1).to(torch.uint8)
+            prediction.free_space = torch.stack([density <= threshold for threshold in thresholds], 1)
+        return prediction
 
     def with_threshold(self, threshold: float) -> Self:
         """Store another decision threshold; the model itself."""

@@ -148,9 +148,11 @@ def test_predictions_follow_the_stored_threshold(name, tmp_path):
     occupied = prediction.semantics != FREE
     assert torch.equal(occupied, density > middle) and 0.4 < float(occupied.float().mean()) <= 0.5
     assert torch.equal(prediction.semantics[occupied].long(), output.logits.argmax(-1)[occupied])
-    sweep = model.threshold_sweep(batch, [0.0, middle, 1e9])
-    assert (sweep[0] != FREE).float().mean() > 0.99 and torch.equal(sweep[1], prediction.semantics)
-    assert (sweep[2] == FREE).all()
+    sweep = model.predict(batch.images, cameras, [0.0, middle, 1e9])
+    assert torch.equal(sweep.semantics, prediction.semantics) and sweep.free_space.shape == (1, 3, 40, 40, 8)
+    assert sweep.free_space[:, 0].float().mean() < 0.01 and sweep.free_space[:, 2].all()
+    again = torch.where(sweep.free_space[:, 1], FREE, sweep.occupancy)
+    assert torch.equal(again, prediction.semantics) and prediction.free_space is None
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
     assert again.config == model.config and again.config.threshold == middle
