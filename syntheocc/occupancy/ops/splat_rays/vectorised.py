@@ -18,7 +18,7 @@ from syntheocc.occupancy.ops.splat_rays.responses import MAX_ALPHA, MIN_ALPHA, R
 
 # Rays of a chunk, and (layer, voxel) candidates looked at in one go: what keeps a CPU's caches and a GPU's memory.
 CHUNK_RAYS = {"cpu": 1024, "cuda": 8192}
-BLOCK_CANDIDATES = {"cpu": 1 << 18, "cuda": 1 << 24}
+BLOCK_CANDIDATES = {"cpu": 1 << 18, "cuda": 1 << 23}
 
 
 class _Hits(NamedTuple):
