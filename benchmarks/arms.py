@@ -143,9 +143,7 @@ def make_step(arm: str, seed: int, shared: SyntheOccPipeline, args: Namespace, s
     step.controlnet.requires_grad_(True)
     on_gpu = device.type == "cuda"
     step.to(device)
-    return prepare_for_training(
-        step, torch.bfloat16 if on_gpu else torch.float32, channels_last=on_gpu, cuda_graphs=on_gpu
-    )
+    return prepare_for_training(step, torch.bfloat16 if on_gpu else torch.float32, channels_last=on_gpu)
 
 
 def train(step: ArmStep, arm: str, lessons: Lessons, args: Namespace, stop: int, say: Any) -> tuple[EMA, list[float]]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from syntheocc.engine.dropout import Seeds, dropout, each_sample, fold
 from syntheocc.occupancy.grids import GridSpec
-from syntheocc.occupancy.perception.dropout import Seeds, dropout, each_sample, fold
 from syntheocc.occupancy.perception.sparseocc.geometry import constant
 
 

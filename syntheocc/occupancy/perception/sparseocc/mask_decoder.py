@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from syntheocc.occupancy.perception.dropout import Generators, fold, seeds_of
+from syntheocc.engine.dropout import Generators, fold, seeds_of
 from syntheocc.occupancy.perception.sparseocc.blocks import AdaptiveMixing, FeedForward, SelfAttention
 from syntheocc.occupancy.perception.sparseocc.config import SparseOccConfig
 from syntheocc.occupancy.perception.sparseocc.sampling import ImageFeatures, MaskGuidedSampling

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from syntheocc.engine.dropout import Generators, seeds_of
 from syntheocc.occupancy.perception.backbone_weights import BackboneReport, load_backbone_weights
 from syntheocc.occupancy.perception.backbones import ImageEncoder
-from syntheocc.occupancy.perception.dropout import Generators, seeds_of
 from syntheocc.occupancy.perception.prediction import OccupancyPrediction
 from syntheocc.occupancy.perception.sparseocc import presets
 from syntheocc.occupancy.perception.sparseocc.config import SparseOccConfig

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from syntheocc.engine.dropout import Generators
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.ops.msmv_sampling import msmv_sampling
-from syntheocc.occupancy.perception.dropout import Generators
 from syntheocc.occupancy.perception.sparseocc.geometry import (
     constant,
     hide_missing_views,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from syntheocc.occupancy.perception.dropout import Seeds, fold
+from syntheocc.engine.dropout import Seeds, fold
 from syntheocc.occupancy.perception.sparseocc.blocks import AdaptiveMixing, FeedForward, PositionEncoder, SelfAttention
 from syntheocc.occupancy.perception.sparseocc.config import CHILDREN, SparseOccConfig
 from syntheocc.occupancy.perception.sparseocc.geometry import child_corners, inside, level_corners, voxel_points

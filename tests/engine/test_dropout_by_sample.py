@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from syntheocc.occupancy.perception.dropout import dropout, each_sample, fold, seeds_of
+from syntheocc.engine.dropout import dropout, each_sample, fold, seeds_of
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
