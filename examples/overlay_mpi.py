@@ -5,8 +5,9 @@
     python examples/overlay_mpi.py --occ3d labels.npz               # an Occ3D label seen by the same rig
 
 The key frame goes reader -> builder (lidar and boxes) -> render_mpi -> overlay; one sheet of all views is written to
-outputs/, with the grid from above beside it. An Occ3D label belongs to another frame, so it is shown as palette views,
-without photographs. Sheets made of nuScenes photographs are research-licensed: keep them out of the repository.
+outputs/, with the grid from above and in 3D beside it. An Occ3D label belongs to another frame, so it is shown as
+palette views, without photographs. Sheets made of nuScenes photographs are research-licensed: keep them out of the
+repository.
 """
 
 import argparse
@@ -24,7 +25,14 @@ from syntheocc.occupancy.data.lidar import read_lidar
 from syntheocc.occupancy.data.nuscenes_frames import read_nuscenes
 from syntheocc.occupancy.data.occ3d import read_occ3d
 from syntheocc.occupancy.data.occupancy_files import OCCUPANCY_KINDS, preset_of, read_occupancy
-from syntheocc.occupancy.pictures import bev_picture, condition_pictures, contact_sheet, overlay, save_picture
+from syntheocc.occupancy.pictures import (
+    bev_picture,
+    condition_pictures,
+    contact_sheet,
+    oblique_picture,
+    overlay,
+    save_picture,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -71,7 +79,7 @@ def load_grid(args: argparse.Namespace, frame: Frame) -> OccupancyGrid:
 
 
 def draw(args: argparse.Namespace, frame: Frame) -> list[Path]:
-    """Write the sheet of views and the grid from above; returns their paths."""
+    """Write the sheet of views and the grid from above and in 3D; returns their paths."""
     from PIL import Image
 
     photographs = args.occ3d is None
@@ -87,10 +95,11 @@ def draw(args: argparse.Namespace, frame: Frame) -> list[Path]:
             with Image.open(frame.image_paths[name]) as photograph:
                 colors = overlay(photograph, colors, args.alpha, mask=(~blank).numpy())
         tiles[name] = colors
-    above = args.output.with_name(f"{args.output.stem}_bev{args.output.suffix}")
+    above, solid = (args.output.with_name(f"{args.output.stem}_{what}{args.output.suffix}") for what in ("bev", "3d"))
     return [
         save_picture(contact_sheet(tiles, size=(450, 800), nearest=not photographs), args.output),
         save_picture(bev_picture(grid), above),
+        save_picture(oblique_picture(grid), solid),
     ]
 
 

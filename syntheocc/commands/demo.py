@@ -33,18 +33,21 @@ class DemoConfig:
 
 
 def run(config: DemoConfig) -> int:
-    """Write conditions.png, generated.png, street.png (both, row by row), bev.png and one picture a camera."""
+    """Write conditions.png, generated.png, street.png (both, row by row), bev.png, occupancy.png (3D), one a view."""
     import torch
 
     from syntheocc.occupancy import render_mpi
     from syntheocc.occupancy.pictures import (
         bev_picture,
+        class_legend,
         condition_pictures,
         contact_sheet,
         labelled,
+        oblique_picture,
         resized,
         save_picture,
         tiled,
+        with_legend,
     )
     from syntheocc.worlds.street import example_street
 
@@ -74,7 +77,8 @@ def run(config: DemoConfig) -> int:
 
     save_picture(contact_sheet(conditions), folder / "conditions.png")
     save_picture(contact_sheet(generated), folder / "generated.png")
-    save_picture(bev_picture(grid), folder / "bev.png")
+    save_picture(bev_picture(grid, ego=True), folder / "bev.png")
+    save_picture(with_legend(oblique_picture(grid), class_legend(grid.taxonomy, grid)), folder / "occupancy.png")
     for name, picture in generated.items():
         save_picture(picture, folder / "views" / f"{name}.png")
     rows = []

@@ -20,7 +20,7 @@ def test_demo_draws_the_street_with_any_model(tiny_model, tmp_path, capsys):
     assert line.startswith(f"wrote {out / 'street.png'}") and tiny_model.name in line
     names = sorted(str(path.relative_to(out)) for path in out.rglob("*.png"))
     views = [f"views/{name}.png" for name in sorted(NUSCENES_CAMERAS)]
-    assert names == ["bev.png", "conditions.png", "generated.png", "street.png", *views]
+    assert names == ["bev.png", "conditions.png", "generated.png", "occupancy.png", "street.png", *views]
     with Image.open(out / "street.png") as sheet:
         assert sheet.size == (3 * 96 + 2 * 4, 4 * 64 + 3 * 4)
     with Image.open(out / "conditions.png") as sheet:

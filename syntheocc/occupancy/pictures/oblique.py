@@ -95,10 +95,15 @@ def oblique_picture(
     picture = layer.picture(background, lines)
     if car2ego is not None:
         car = _Layer(car_colors(), CAR_SPEC, car2ego, fitted, size, occlusion)
-        rows, columns = np.nonzero(car.face >= 0)
+        pixels = np.flatnonzero(car.face >= 0)
+        rows, columns = pixels // size[1], pixels % size[1]
         nearer = car.depth(rows, columns) < layer.depth(rows, columns)
-        rows, columns = rows[nearer], columns[nearer]
-        picture[rows, columns] = car.picture(background, lines)[rows, columns]
+        if nearer.any():
+            # The car is a small part of most pictures.
+            top, left = rows.min(), columns.min()
+            window = slice(top, rows.max() + 2), slice(left, columns.max() + 2)
+            rows, columns = rows[nearer], columns[nearer]
+            picture[rows, columns] = car.picture(background, lines, window)[rows - top, columns - left]
     return _averaged(picture, supersample)
 
 
@@ -137,13 +142,19 @@ class _Layer:
         self.base = shown.colors[x, y, z]
         self.colors = np.rint(self.base * light[:, None]).clip(0, 255).astype(np.uint8)
 
-    def picture(self, background: tuple[int, int, int], lines: float) -> np.ndarray:
-        """The colours of the faces and the lines between them, uint8 [H, W, 3]."""
+    def picture(
+        self,
+        background: tuple[int, int, int],
+        lines: float,
+        window: tuple[slice, slice] = (slice(None), slice(None)),
+    ) -> np.ndarray:
+        """The colours of the faces and the lines between them, uint8 [H, W, 3]; of rows and columns of the whole."""
+        face = self.face[window]
         table = np.concatenate([self.colors, np.array([background], np.uint8)])
-        picture = table.take(self.face, axis=0, mode="wrap")  # -1 is the last entry
+        picture = table.take(face, axis=0, mode="wrap")  # -1 is the last entry
         if lines > 0:
             plane = self._planes()
-            strong, fine = _borders(plane.take(self.face, mode="wrap")), _borders(self.face)
+            strong, fine = _borders(plane.take(face, mode="wrap")), _borders(face)
             for where, darkness in ((fine & ~strong, _FINE * self._lined()), (strong, _STRONG)):
                 kept = int(256 * (1 - min(1.0, darkness * lines)))
                 chosen = np.flatnonzero(where)

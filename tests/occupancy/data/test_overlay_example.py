@@ -58,6 +58,7 @@ def test_the_real_key_frame_and_the_real_occ3d_label(example, tmp_path, real_dat
     common = f"--data_root {root} --rows 56 --cols 100 --output".split()
     example.main([*common, f"{tmp_path}/key.png"])
     example.main([*common, f"{tmp_path}/occ3d.png", "--occ3d", f"{real_data}/occ3d_scene1077/labels.npz"])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["key.png", "key_bev.png", "occ3d.png", "occ3d_bev.png"]
+    names = [f"{name}{what}.png" for name in ("key", "occ3d") for what in ("", "_3d", "_bev")]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
     # Occ3D's road is magenta: the bottom of the front view.
     assert picture(tmp_path / "occ3d.png")[440, 1200].tolist()[1] == 0
