@@ -1,0 +1,22 @@
+"""benchmarks/rays.py runs, and writes what its docstring says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_every_line_of_it(tmp_path):
+    command = [sys.executable, "benchmarks/rays.py", "--smoke", "--threads", "1", "--output", str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    summary = json.loads((tmp_path / "rays-cpu.json").read_text())
+    rows = {(row["part"], row["what"]): row for row in summary["rows"]}
+    assert summary["command"] == "python benchmarks/rays.py --smoke --threads 1"
+    assert rows["labels", "default"]["rays"] > 1000 and rows["labels", "default, in plain loops"]["same_rays"]
+    assert rows["files", "sweeps and panoptic of 7 frames"]["ms"] > 0
