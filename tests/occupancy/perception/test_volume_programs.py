@@ -15,12 +15,8 @@ from syntheocc.occupancy.perception.volume_entry import VolumeEntry, render_samp
 from syntheocc.worlds.scene import make_scene
 from syntheocc.worlds.tree import finish_tree, write_scene
 
-# The programs predict Occ3D's grid, which takes a CPU seconds a step: one model is trained always.
-NAMES = [
-    "occflownet",
-    pytest.param("splattingocc", marks=pytest.mark.slow),
-    pytest.param("renderocc", marks=pytest.mark.slow),
-]
+# The programs predict Occ3D's grid, which takes a CPU seconds a step.
+NAMES = [pytest.param(name, marks=pytest.mark.slow) for name in ("occflownet", "splattingocc", "renderocc")]
 PRESETS = {
     "occflownet": "occflownet_2d_flow_tiny",
     "splattingocc": "splattingocc_tiny",
