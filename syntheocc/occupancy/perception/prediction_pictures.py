@@ -76,22 +76,29 @@ def draw_predictions(
     Returns:
         token -> reason of what could not be drawn (a damaged file).
     """
+    from tqdm import tqdm
+
     if labels is not None and labels.preset.spec != preset.spec:
         labels = None
+    ranks = ranks or Ranks()
+    scenes = ranks.share(_scenes(frames))
     bad: dict[str, str] = {}
-    for name, scene in (ranks or Ranks()).share(_scenes(frames)):
-        tracks, drawn, shown = InstanceTracks(seconds), False, []
-        for frame in scene:
-            path = Path(output_dir) / f"{frame.token}.npz"
-            if not path.is_file():
-                continue
-            with about(f"sample {frame.token}", frame.token, bad):
-                picture = _Prediction(path, frame, preset, labels, tracks, view)
-                drawn |= picture.draw()
-                shown.append(picture)
-        animation = Path(output_dir) / FOLDER / f"{name}.webp"
-        if len(shown) > 1 and (drawn or not animation.is_file()):
-            save_animation((picture.still() for picture in shown), animation, seconds)
+    with tqdm(
+        total=sum(len(scene) for _, scene in scenes), desc="draw", unit="frame", disable=not ranks.is_main
+    ) as bar:
+        for name, scene in scenes:
+            tracks, drawn, shown = InstanceTracks(seconds), False, []
+            for frame in scene:
+                path = Path(output_dir) / f"{frame.token}.npz"
+                if path.is_file():
+                    with about(f"sample {frame.token}", frame.token, bad):
+                        picture = _Prediction(path, frame, preset, labels, tracks, view)
+                        drawn |= picture.draw()
+                        shown.append(picture)
+                bar.update()
+            animation = Path(output_dir) / FOLDER / f"{name}.webp"
+            if len(shown) > 1 and (drawn or not animation.is_file()):
+                save_animation((picture.still() for picture in shown), animation, seconds)
     return bad
 
 
