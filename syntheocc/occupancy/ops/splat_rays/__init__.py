@@ -135,8 +135,8 @@ def splat_rays(
         0.9300000071525574
     """
     _check(opacity, features, paths, spec, scale, offsets, front_limits, owners)
-    if not 0 <= near < far:
-        raise ValueError(f"rays are walked from near to far metres, got {near} to {far}")
+    if not 0 <= near < far < float("inf"):
+        raise ValueError(f"rays are walked from near to far metres, both finite; got {near} to {far}")
     name = backend or choose_backend(opacity, response)
     if name == "reference":
         from syntheocc.occupancy.ops.splat_rays.reference import splat_rays_reference as run
