@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--repeats", type=int, default=10, help="calls in a group")
-    parser.add_argument("--tune", action="store_true", help="also other sizes of the splatting kernels' blocks")
+    parser.add_argument("--tune", action="store_true", help="also other sizes of the kernels' blocks")
     parser.add_argument("--output", type=Path, help="folder for rendering-<device>.json")
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()

@@ -1,10 +1,11 @@
 """Volume rendering of benchmarks/rendering.py: the label rays of one frame set through 640,000 voxels.
 
 The rays, the two scenes and the twenty moving boxes are those of the splatting half. A step is rendering and the
-published losses, forward and backward to opacity and logits. Chunks compute their intermediate values again in the
-backward pass, so "one chunk" is the fastest that memory allows and the others are what a training step would use.
+published losses, forward and backward to opacity and logits. In plain torch, chunks compute their intermediate values
+again in the backward pass, so "one chunk" is the fastest that memory allows. Rows that name neither use the default.
 """
 
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from syntheocc.occupancy.grids import OCC3D_NUSCENES, GridSpec
 from syntheocc.occupancy.losses.rendering import depth_loss, semantic_loss
+from syntheocc.occupancy.ops.mpi_lookup import has_module
 from syntheocc.occupancy.rendering.compositing import RenderedRays
 from syntheocc.occupancy.rendering.dvgo import DvgoSettings, render_dvgo
 from syntheocc.occupancy.rendering.flow import FlowMode, render_labels
+from syntheocc.occupancy.rendering.lookup import voxel_coordinates
 from syntheocc.occupancy.rendering.rays import BoxMotion, RayLabels
 from syntheocc.occupancy.rendering.volume import RenderSettings, fields_of
 
@@ -32,40 +35,55 @@ def volume(bench: Bench) -> None:
     spec = GridSpec((-8.0, -8.0, -1.0), 0.4, (40, 40, 16)) if smoke else OCC3D_NUSCENES.spec
     street: Any = SimpleNamespace(grid=spec, taxonomy=OCC3D_NUSCENES.taxonomy, occupied_classes=tuple(range(CLASSES)))
     labels = street_labels(street)
-    sizes = (90,) if smoke else ((38_400, 99_000) if gpu else (3_600,))
+    # Interpreted kernels are slow beyond words; with --smoke they rehearse the run.
+    kernels = has_module("triton") and (gpu or smoke and os.environ.get("TRITON_INTERPRET") == "1")
+    sizes = (2 if kernels else 90,) if smoke else ((38_400, 99_000) if gpu else (3_600,))
     for number in sizes:
         rays, _ = label_rays(bench, labels, spec, number)
+        motion = twenty_boxes(bench)
         for name, scene in scenes(bench, labels, spec).items():
-            for what, render in ways(rays, spec, twenty_boxes(bench), number).items():
+            gradients = {}
+            for what, render in ways(rays, spec, motion, kernels, gpu).items():
                 if number == sizes[0] or what.startswith("importance"):
-                    _row(bench, f"{what}, {name}, {number} rays", scene, rays, render)
+                    gradients[what] = _row(bench, f"{what}, {name}, {number} rays", scene, rays, render)
+            if kernels:
+                pair = (gradients["importance, torch"], gradients["importance, triton"])
+                worst = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(*pair, strict=True))
+                bench.row("volume", f"triton against torch, {name}, {number} rays", relative_gradient_difference=worst)
+            if kernels and number == sizes[0]:
+                _kernels(bench, name, scene, rays, spec)
 
 
-def ways(rays: RayLabels, spec: GridSpec, motion: BoxMotion, number: int) -> dict[str, Render]:
+def ways(rays: RayLabels, spec: GridSpec, motion: BoxMotion, kernels: bool, gpu: bool) -> dict[str, Render]:
     """The renderers that are compared."""
+    whole = len(rays)
 
-    def by(settings: RenderSettings, mode: FlowMode = "none") -> Render:
-        return lambda density, logits: render_labels(density, logits, rays, spec, settings, mode, motion)
+    def by(mode: FlowMode = "none", backend: str = "triton" if kernels else "torch", **settings: Any) -> Render:
+        chosen = RenderSettings(backend=backend, **settings)
+        return lambda density, logits: render_labels(density, logits, rays, spec, chosen, mode, motion)
 
     def dvgo(settings: DvgoSettings) -> Render:
         return lambda density, logits: render_dvgo(
             fields_of(20 * density, logits), rays.samples, rays.origins, rays.directions, spec, settings
         )
 
-    return {
-        "importance, one chunk": by(RenderSettings(chunk=number)),
-        "importance": by(RenderSettings()),
-        "importance, moving": by(RenderSettings(), "warp"),
-        "importance, scattered": by(RenderSettings(), "scatter"),
-        "importance, published": by(RenderSettings(density="sigmoid", legacy=True)),
-        "uniform": by(RenderSettings(sampling="uniform")),
-        "voxel by voxel": by(RenderSettings(sampling="exact")),
+    made = {"importance, triton": by()} if kernels else {}
+    # A CPU would swap.
+    made |= {"importance, torch, one chunk": by(backend="torch", chunk=whole)} if gpu else {}
+    return made | {
+        "importance, torch": by(backend="torch"),
+        "importance, moving": by("warp"),
+        "importance, scattered": by("scatter"),
+        "importance, published": by(density="sigmoid", legacy=True),
+        "uniform": by(sampling="uniform"),
+        "voxel by voxel": by(sampling="exact"),
+        "voxel by voxel, torch": by(sampling="exact", backend="torch"),
         "renderocc": dvgo(DvgoSettings()),
         "renderocc, published": dvgo(DvgoSettings(legacy=True)),
     }
 
 
-def _row(bench: Bench, what: str, scene: Scene, labels: RayLabels, render: Render) -> None:
+def _row(bench: Bench, what: str, scene: Scene, labels: RayLabels, render: Render) -> tuple[Tensor, ...]:
     def loss_of(density: Tensor, logits: Tensor) -> Tensor:
         seen = render(density, logits)
         loss = 0.05 * depth_loss(seen.depth, labels.distance, labels.weights)
@@ -84,3 +102,29 @@ def _row(bench: Bench, what: str, scene: Scene, labels: RayLabels, render: Rende
         forward = bench.milliseconds(lambda: loss_of(scene.opacity, scene.features), repeats)
     both = bench.milliseconds(step, repeats)
     bench.row("volume", what, forward_ms=forward, forward_backward_ms=both, peak_gb=peak)
+    return gradients
+
+
+def _kernels(bench: Bench, name: str, scene: Scene, labels: RayLabels, spec: GridSpec) -> None:
+    """The operator alone, at samples that a step would look at, and with --tune other sizes of its blocks."""
+    from syntheocc.occupancy.ops.volume_render.triton import (
+        BACKWARD_CONFIG,
+        FORWARD_CONFIG,
+        launch_backward,
+        launch_forward,
+    )
+
+    with torch.no_grad():
+        seen = render_labels(scene.opacity, scene.features, labels, spec, mode="none", keep_samples=True)
+    assert seen.sample_weights is not None and seen.midpoints is not None
+    points = labels.origins[:, None] + labels.directions[:, None] * seen.midpoints[..., None]
+    given = (scene.features[0], voxel_coordinates(points, spec), seen.sample_weights, False)
+    grad = launch_forward(*given)
+    sizes = [(s, w) for s in (8, 16, 32, 64) for w in (1, 2, 4)] if getattr(bench.args, "tune", False) else []
+    sizes = sizes[:1] if bench.args.smoke else sizes
+    for config in [None, *sizes]:
+        ahead, back = (FORWARD_CONFIG, BACKWARD_CONFIG) if config is None else (config, config)
+        forward = bench.milliseconds(lambda: launch_forward(*given, ahead))  # noqa: B023
+        backward = bench.milliseconds(lambda: launch_backward(grad, *given, back))  # noqa: B023
+        what = f"kernels, {name}, " + ("as used" if config is None else f"{config[0]} samples, {config[1]} warps")
+        bench.row("volume", what, forward_ms=forward, backward_ms=backward)

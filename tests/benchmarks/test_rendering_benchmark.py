@@ -18,6 +18,6 @@ def test_the_benchmark_runs_and_writes_its_figures(tmp_path):
     summary = json.loads((tmp_path / "rendering-cpu.json").read_text())
     rows = {row["what"]: row for row in summary["rows"]}
     assert {row["part"] for row in summary["rows"]} == {"volume"} and len(rows) >= 18
-    for what in ("importance, one chunk, street, 90 rays", "renderocc, published, new, 90 rays"):
+    for what in ("importance, torch, street, 90 rays", "renderocc, published, new, 90 rays"):
         assert rows[what]["forward_backward_ms"] > 0
     assert summary["targets"]["torch_ms"] == 400
