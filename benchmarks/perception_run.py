@@ -73,14 +73,17 @@ def run(args: Namespace) -> dict | None:
         failures = [text for part in ranks.gather(failures) for text in part]
         # Through the host, not the device: a rank whose device failed must not take the others with it.
         best = max(ranks.gather(best))
-    if not ranks.is_main:
-        return None
-    if best[1]:
-        shutil.copytree(args.output / best[1] / "model", args.output / "model", dirs_exist_ok=True)
-    from perception_report import summarise
+        facts |= {"ranks": ranks.world, "failures": failures, "best": best[1], "seconds": clock.spent()}
+        report = None
+        if ranks.is_main:
+            from perception_report import summarise
 
-    facts |= {"ranks": ranks.world, "failures": failures, "best": best[1], "seconds": clock.spent()}
-    return summarise(args, arms, contender, {name: exam.scenes for name, exam in exams.items()}, facts)
+            if best[1]:
+                shutil.copytree(args.output / best[1] / "model", args.output / "model", dirs_exist_ok=True)
+            report = summarise(args, arms, contender, {name: exam.scenes for name, exam in exams.items()}, facts)
+        # All ranks stay until the report is written: the launcher ends them together with the first that fails.
+        ranks.gather(None)
+    return report
 
 
 def world(
