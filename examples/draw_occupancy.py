@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None) -> Path:
 
     def solid(turned: float = 0.0):
         options = {"height": height, "width": width, "below": args.below, "unknown": args.unknown}
+        options["fit"] = "grid" if args.turn else "drawn"
         return with_legend(oblique_picture(grid, view(turned), **options), class_legend(grid.taxonomy, grid))
 
     if args.turn:

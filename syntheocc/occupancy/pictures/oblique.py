@@ -6,7 +6,7 @@ and the picture is computed larger and averaged down. Legend: X Y Z voxels, N fa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -45,6 +45,7 @@ def oblique_picture(
     colors: VoxelColors | None = None,
     unknown: bool = False,
     below: float | None = None,
+    fit: Literal["grid", "drawn"] = "grid",
     ego: bool | Any = True,
     lines: float = 1.0,
     occlusion: bool = True,
@@ -61,6 +62,7 @@ def oblique_picture(
         colors: what to draw instead of the classes (`panoptic_colors`, `error_colors`, ...).
         unknown: draw 255 too, in grey; not with `colors`.
         below: draw only voxels whose centre lies lower than this, metres along ego z (tunnels, ceilings, crowns).
+        fit: what fills the picture: the whole grid, which keeps a drive's frames alike, or only what is drawn.
         ego: draw the ego car; a [4, 4] car2ego says where, by default at the origin of ego (for a velodyne grid with
             the identity as pose, as SemanticKITTI's reader gives, below it), on what is drawn there. Grids in a
             camera's or a world's frame have none.
@@ -73,13 +75,15 @@ def oblique_picture(
         uint8 [height, width, 3].
 
     Raises:
-        ValueError: sizes below one, or colours of another shape than the grid.
+        ValueError: sizes below one, colours of another shape than the grid, or an unknown `fit`.
 
     Example:
         >>> save_picture(oblique_picture(grid), "street.png")  # doctest: +SKIP
     """
     if height < 1 or width < 1 or supersample < 1:
         raise ValueError(f"height, width and supersample must be 1 or more, got {height}, {width}, {supersample}")
+    if fit not in ("grid", "drawn"):
+        raise ValueError(f"fit must be 'grid' or 'drawn', got {fit!r}")
     shown = class_colors(grid, unknown) if colors is None else colors
     if shown.drawn.shape != tuple(grid.spec.shape) or shown.colors.shape != (*grid.spec.shape, 3):
         raise ValueError(
@@ -89,7 +93,7 @@ def oblique_picture(
     drawn = shown.drawn if below is None else shown.drawn & (ego_heights(grid) < below)
     car2ego = _car2ego(grid, ego, drawn)
     size = (height * supersample, width * supersample)
-    ends = _ends(np.array(grid.spec.lower), np.array(grid.spec.upper))
+    ends = _ends(*_extent(grid.spec, drawn if fit == "drawn" else None))
     fitted = view.fitted(ends @ grid2ego[:3, :3].T + grid2ego[:3, 3], *size)
     layer = _Layer(shown._replace(drawn=drawn), grid.spec, grid2ego, fitted, size, occlusion)
     picture = layer.picture(background, lines)
@@ -243,6 +247,16 @@ def _car2ego(grid: OccupancyGrid, ego: bool | Any, drawn: np.ndarray) -> np.ndar
     if len(below):
         car2ego[2, 3] += np.median(below) + grid.spec.voxel_size[2] / 2
     return car2ego
+
+
+def _extent(spec: GridSpec, drawn: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper corner [3] of the grid, or of what is drawn of it if anything is."""
+    low, high = np.zeros(3), np.array(spec.shape, float)
+    if drawn is not None and drawn.any():
+        for axis in range(3):
+            used = np.flatnonzero(drawn.any(tuple(other for other in range(3) if other != axis)))
+            low[axis], high[axis] = used[0], used[-1] + 1
+    return np.array(spec.lower) + low * spec.voxel_size, np.array(spec.lower) + high * spec.voxel_size
 
 
 def _ends(low: np.ndarray, high: np.ndarray) -> np.ndarray:

@@ -194,10 +194,22 @@ def test_zoom_brings_the_target_to_the_middle():
         assert seen == pytest.approx(9 * far, rel=0.35)
 
 
+def test_a_small_thing_in_a_large_grid_can_fill_the_picture():
+    labels = np.zeros((50, 50, 9))
+    labels[30:32, 7:9, 4] = CAR
+    labels[31, 8, 4] = ROAD
+    small = oblique_picture(grid_of(labels), ABOVE, height=40, width=40, fit="drawn", **PLAIN)
+    alone = oblique_picture(grid_of(labels[30:32, 7:9, 4:5]), ABOVE, height=40, width=40, **PLAIN)
+    assert np.array_equal(small, alone) and small[10, 10].tolist() == CYAN
+    nothing = oblique_picture(grid_of(np.zeros((3, 3, 3))), ABOVE, height=4, width=4, fit="drawn", **PLAIN)
+    assert (nothing == PAPER).all()
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
         ({"height": 0}, "height"),
+        ({"fit": "car"}, "fit"),
         ({"supersample": 0}, "supersample"),
         ({"colors": class_colors(grid_of(np.ones((1, 1, 2))))}, "X, Y, Z"),
         ({"ego": np.zeros((4, 4))}, "car2ego"),
