@@ -18,6 +18,7 @@ from syntheocc.engine.loop import LoopResult, run_loop
 from syntheocc.engine.samplers import EpochSampler
 from syntheocc.occupancy.perception.registry import model_entry
 from syntheocc.occupancy.perception.settings import TrainConfig
+from syntheocc.occupancy.perception.validation import Validation
 
 __all__ = ["TrainConfig", "train"]
 
@@ -55,6 +56,7 @@ def train(config: TrainConfig) -> LoopResult:
         collate=entry.collate,
         sampler=sampler,
         save_model=model.save_pretrained,
+        validate=Validation(entry, model, config) if config.validation_steps else None,
         parameter_groups=entry.parameter_groups(model, recipe, config.learning_rate),
     )
 

@@ -10,6 +10,7 @@ from PIL import Image
 from syntheocc.occupancy.cameras import NUSCENES_CAMERAS, CameraRig
 from syntheocc.occupancy.data.frames import Boxes, Frame
 from syntheocc.occupancy.data.infos_writing import write_infos
+from syntheocc.occupancy.data.nuscenes_frames import write_nuscenes
 from syntheocc.occupancy.data.occ3d import Occ3DLabels, occ3d_path, write_occ3d
 from syntheocc.occupancy.grids import OCC3D_NUSCENES, OccupancyGrid
 from syntheocc.occupancy.taxonomy import UNKNOWN
@@ -33,7 +34,7 @@ def labels_of(frame: Frame) -> Occ3DLabels:
 
 
 def write_drives(root: Path, camera_at, scenes: int = 2, key_frames: int = 3) -> list[Frame]:
-    """Write pictures, labels (in `gts`) and infos: `named.pkl`; without the scenes' names `later.pkl`, `first.pkl`.
+    """Write pictures, labels (in `gts`), tables and infos: `named.pkl`, and nameless ones: `later.pkl`, `first.pkl`.
 
     The latter two hold the scenes' first frames and all others; given the later ones first, scenes are out of order.
 
@@ -62,6 +63,9 @@ def write_drives(root: Path, camera_at, scenes: int = 2, key_frames: int = 3) ->
                 paths[name].parent.mkdir(parents=True, exist_ok=True)
                 coarse = Image.fromarray(noise.integers(0, 256, (6, 12, 3), dtype=np.uint8))
                 coarse.resize((WIDTH, HEIGHT)).save(paths[name])
+            lidar = root / "samples" / "LIDAR_TOP" / f"{token}.pcd.bin"
+            lidar.parent.mkdir(parents=True, exist_ok=True)
+            lidar.write_bytes(b"")
             ego2global = torch.eye(4, dtype=torch.float64)
             ego2global[0, 3] = 3.0 * i
             boxes = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
@@ -73,6 +77,7 @@ def write_drives(root: Path, camera_at, scenes: int = 2, key_frames: int = 3) ->
                     timestamp_us=10**15 + 10**9 * scene + 500_000 * i,
                     cameras=rig,
                     image_paths=paths,
+                    lidar_path=lidar,
                     lidar2ego=torch.from_numpy(LIDAR2EGO),
                     ego2global=ego2global,
                     boxes=Boxes(boxes, torch.tensor([[3.2, 1.6, 1.6]]).repeat(2, 1), ("car", "car")),
@@ -80,6 +85,7 @@ def write_drives(root: Path, camera_at, scenes: int = 2, key_frames: int = 3) ->
                 )
             )
             write_occ3d(labels_of(frames[-1]), occ3d_path(root / "gts", frames[-1]))
+    write_nuscenes(root, "v1.0-mini", frames)
     write_infos(root / "named.pkl", frames, data_root=root)
     for name, is_first in (("first", True), ("later", False)):
         some = [replace(frame, scene="") for frame in frames if (frame.prev is None) == is_first]

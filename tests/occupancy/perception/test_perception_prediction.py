@@ -196,10 +196,17 @@ def test_objects_from_training_to_their_score(world, tmp_path, capsys):
     """Instances from boxes, panoptic training, RayPQ; two evaluations agree to the last digit."""
     model = tmp_path / "model"
     settings = {"preset": "tiny_pano", "max_train_steps": 2, "micro_batch_size": 1, "output_dir": model}
+    settings |= {"validation_steps": 2, "validation_info_path": world / "named.pkl", "validation_samples": 2}
     assert train.main(flags(dataroot=world, max_samples=2, **settings)) == 0
     log = read_log(model / "log.jsonl")
     assert len(log) == 2 and all(np.isfinite(line["loss"]) and line["mask_0"] > 0 for line in log)
     assert SparseOcc.from_pretrained(model).config.panoptic
+    # The two held-out frames are the scenes' first ones.
+    (validated,) = read_log(model / "validation.jsonl")
+    config = EvaluateConfig(dataroot=world, info_path=(str(world / "first.pkl"),), weights=model, metrics=("miou",))
+    score = evaluate.evaluate(replace(config, output_dir=tmp_path / "first", device="cpu"))["miou"]["mIoU"]
+    assert validated["step"] == 2 and validated["validation/mIoU"] == pytest.approx(score)
+    assert 0 <= validated["validation/RayIoU"] <= 1 and validated["validation/unscored"] == 0
     results = []
     for name in ("one", "two"):
         arguments = evaluation(world, model, tmp_path / name, metrics="miou,rayiou,raypq", max_samples=2)
