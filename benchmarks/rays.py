@@ -2,6 +2,7 @@
 
     python benchmarks/rays.py --threads 2 --output DIR            a CPU, as a loader's worker does it; about a minute
     python benchmarks/rays.py --device cuda --output DIR          the same points in a GPU's memory
+    python benchmarks/rays.py --parts truth --scenes 8            how true the labels are; a few minutes, any machine
     python benchmarks/rays.py --smoke                             every line of it, tiny
 
 Frames come from the procedural world: 1600 x 900 cameras, a lidar with as many azimuths as give nuScenes' points.
@@ -16,13 +17,13 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import reporting
 import torch
 from measuring import Bench
+from rays_truth import truth
 
 from syntheocc.engine.files import atomic_write_bytes, atomic_write_npz
 from syntheocc.occupancy.data.frames import Frame
@@ -52,6 +53,8 @@ SPEC = OCC3D_NUSCENES.spec
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--parts", nargs="+", choices=("speed", "truth"), default=("speed",))
+    parser.add_argument("--scenes", type=int, default=8, help="of the world's validation split, for the truth")
     parser.add_argument("--threads", type=int, default=2, help="of torch, on a CPU")
     parser.add_argument("--repeats", type=int, default=5, help="calls in a group")
     parser.add_argument("--output", type=Path, help="folder for rays-<device>.json")
@@ -59,17 +62,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     bench = Bench(args)
-    with tempfile.TemporaryDirectory() as folder:
-        drive = write_drive(Path(folder), azimuths=60 if args.smoke else 1220)
-        frames = [read(LidarReader(folder), frame) for frame in drive]
-        counts = [len(frame.points) for frame in frames]
-        bench.row("input", "points of 7 frames", each=sum(counts) / len(counts), boxes=len(frames[0].boxes or ()))
-        for kind in ("lidarseg", "panoptic"):
-            reader = LidarReader(folder, kind)
-            bench.row(
-                "files", f"sweeps and {kind} of 7 frames", ms=bench.milliseconds(lambda r=reader: read_all(r, drive))
-            )
-    labels(bench, frames)
+    if "speed" in args.parts:
+        speed(bench)
+    if "truth" in args.parts:
+        truth(bench)
     summary = {
         "device": torch.cuda.get_device_name() if bench.device.type == "cuda" else reporting.cpu_name(),
         "threads": args.threads,
@@ -82,8 +78,23 @@ def main() -> None:
     }
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / f"rays-{bench.device.type}.json").write_text(json.dumps(summary, indent=1) + "\n")
+        name = f"rays-{bench.device.type}.json" if "speed" in args.parts else "rays-truth.json"
+        (args.output / name).write_text(json.dumps(summary, indent=1) + "\n")
     print(f"{summary['device']}, {args.threads} threads, torch {summary['torch']}")
+
+
+def speed(bench: Bench) -> None:
+    """Reading, and making labels of what was read."""
+    with tempfile.TemporaryDirectory() as folder:
+        drive = write_drive(Path(folder), azimuths=60 if bench.args.smoke else 1220)
+        frames = [read(LidarReader(folder), frame) for frame in drive]
+        counts = [len(frame.points) for frame in frames]
+        bench.row("input", "points of 7 frames", each=sum(counts) / len(counts), boxes=len(frames[0].boxes or ()))
+        for kind in ("lidarseg", "panoptic"):
+            reader = LidarReader(folder, kind)
+            milliseconds = bench.milliseconds(lambda reader=reader: read_all(reader, drive))
+            bench.row("files", f"sweeps and {kind} of 7 frames", ms=milliseconds)
+    labels(bench, frames)
 
 
 def write_drive(root: Path, azimuths: int) -> list[Frame]:
@@ -145,7 +156,7 @@ def against_loops(bench: Bench, frames: list[RayFrame], window: InputWindow, row
         slow: Callable = lambda config=config: reference_rays(frames, config, SPEC, window)  # noqa: E731
         milliseconds = bench.milliseconds(slow, repeats=1)
         fast = next(row["ms"] for row in rows if row["part"] == "labels" and row["what"] == name)
-        one, other = build_rays(frames, replace(config), SPEC, window).rays, slow()
+        one, other = build_rays(frames, config, SPEC, window).rays, slow()
         same = len(one) == len(other) and torch.equal(one.labels, other.labels)
         bench.row("labels", f"{name}, in plain loops", ms=milliseconds, ratio=milliseconds / fast, same_rays=same)
 
