@@ -128,11 +128,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10, help="timed calls of each row")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--check", action="store_true", help="compare the painting with rays first")
+    parser.add_argument("--smoke", action="store_true", help="every line of it once, on one grid: no figures")
     parser.add_argument("--commit", help="what the report names as commit, where there is no git")
     parser.add_argument("--output", type=Path, help="JSON file (default: benchmarks/results/pictures-cpu.json)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    scenes = [make_scene(seed, image_size=(640, 360), key_frames=3) for seed in range(2)]
+    args.repeats = 1 if args.smoke else args.repeats
+    seeds, key_frames, presets = (1, 2, list(PRESETS.items())[:1]) if args.smoke else (2, 3, list(PRESETS.items()))
+    scenes = [make_scene(seed, image_size=(640, 360), key_frames=key_frames) for seed in range(seeds)]
     moments = [(scene, t) for scene in scenes for t in scene.key_times]
     size = (HEIGHT * SUPERSAMPLE, WIDTH * SUPERSAMPLE)
     rows: dict[str, dict[str, float]] = {}
@@ -142,7 +145,7 @@ def main() -> None:
         rows[name] = timed(call, repeats)
         print(f"{name:<50}{rows[name]['ms']:>9.4g} ms  (processor {rows[name]['cpu_ms']:.4g} ms)", flush=True)
 
-    for name, preset in PRESETS.items():
+    for name, preset in presets:
         some = moments if preset is OCC3D_NUSCENES else moments[::2]
         frames = [exact_labels(scene, t, preset) for scene, t in some]
         grids = [grid for grid, _ in frames]
