@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 
 from syntheocc.occupancy.ops.mpi_lookup import has_module
-from syntheocc.occupancy.ops.splat_rays.responses import MAX_ALPHA, MIN_ALPHA
+from syntheocc.occupancy.ops.splat_rays.responses import EPS2D, MAX_ALPHA, MIN_ALPHA
 from syntheocc.occupancy.rendering.compositing import RenderedRays
 from syntheocc.occupancy.rendering.gaussian import Gaussians, SplatSettings
 from syntheocc.occupancy.rendering.gaussian_motion import GaussianMoves
 from syntheocc.occupancy.rendering.splat_views import SplatRays
 
 __all__ = ["project_gaussians", "splat_nearest_pixels", "splat_pixels"]
-
-EPS2D = 0.3
 
 
 def project_gaussians(
@@ -75,7 +73,6 @@ def splat_pixels(
     far: float = 60.0,
     eps2d: float = EPS2D,
     front_depths: Tensor | None = None,  # [P]
-    stop: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Brute force: every Gaussian at every pixel.
 
@@ -93,8 +90,6 @@ def splat_pixels(
         far: metres of z.
         eps2d: pixels^2.
         front_depths: metres of z; mass nearer than that is counted.
-        stop: the first Gaussian that would leave no more than this of a pixel, and all behind, are left out
-            (rasterisers: 1e-4).
 
     Returns:
         features [P, C], weight sum [P], z times weight [P] and mass in front [P].
@@ -109,8 +104,6 @@ def splat_pixels(
     alpha, z, features = alpha[:, order], z[order], features[order]
     left = (1 - alpha).cumprod(1)
     weight = alpha * torch.cat([torch.ones_like(left[:, :1]), left[:, :-1]], 1)
-    if stop:
-        weight = torch.where(left > stop, weight, 0.0)
     front = torch.zeros_like(weight) if front_depths is None else weight * (z < front_depths[:, None])
     return weight @ features, weight.sum(1), weight @ z, front.sum(1)
 

@@ -10,10 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["MAX_ALPHA", "MIN_ALPHA", "EwaResponse", "RayResponse", "Response"]
+__all__ = ["CUTOFF", "EPS2D", "MAX_ALPHA", "MIN_ALPHA", "EwaResponse", "RayResponse", "Response"]
 
 MAX_ALPHA = 0.99
 MIN_ALPHA = 1 / 255
+# What rasterisers blur an image by, pixels^2.
+EPS2D = 0.3
 # A Gaussian of opacity 1 answers MIN_ALPHA at so many standard deviations.
 CUTOFF = math.sqrt(2 * math.log(1 / MIN_ALPHA))
 
@@ -79,7 +81,7 @@ class EwaResponse:
     focal: Tensor
     slopes: Tensor
     limits: Tensor
-    eps2d: float = 0.3
+    eps2d: float = EPS2D
     near: float = 0.1
     far: float = 60.0
 
