@@ -80,11 +80,9 @@ def against_voxels(labels: Tensor, rays: RayLabels) -> tuple[Tensor, ...]:
 
 def report(bench: Bench, what: str, values: tuple[Tensor, ...]) -> None:
     off, error, same, ground = values
-    bench.row(
-        "truth", what, rays=len(off), median_m=float(off.median()), not_ground_m=float(off[~ground].median()),
-        ground_m=float(off[ground].median()), not_ground_depth_m=float(error[~ground].median()), same_class=share(same),
-        share_of_ground=share(ground),
-    )  # fmt: skip
+    figures = {"median_m": off, "not_ground_m": off[~ground], "ground_m": off[ground], "depth_m": error[~ground]}
+    medians = {name: float(metres.median()) for name, metres in figures.items()}
+    bench.row("truth", what, rays=len(off), **medians, same_class=share(same), share_of_ground=share(ground))
 
 
 def through_boxes(labels: Tensor, sample: RaySample) -> dict[str, tuple[Tensor, Tensor]]:
