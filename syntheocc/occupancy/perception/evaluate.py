@@ -39,9 +39,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, MetricResult]:
     with ranks.group():
         bad = predict_missing(config, ranks, entry, model)
         _refuse(config, bad)
-        frames = [frame for frame in config.frames() if frame.token not in bad]
+        frames = [frame for frame in config.frames(unreadable={}) if frame.token not in bad]
         # Rays start where the scene's lidar stood in any of its frames, not only in those scored.
-        unscored = _count(scoring, ranks.share(frames), config.frames(everything=True), ranks)
+        unscored = _count(scoring, ranks.share(frames), config.frames(everything=True, unreadable={}), ranks)
         parts = ranks.gather((scoring.state(), unscored))
     bad |= {token: reason for _, part in parts for token, reason in part.items()}
     _refuse(config, bad)

@@ -62,7 +62,8 @@ def predict_missing(config: PredictConfig, ranks: Ranks, entry: ModelEntry, mode
     from tqdm import tqdm
 
     device = next(model.parameters()).device
-    wanted = len(config.frames())
+    unlisted: dict[str, str] = {}
+    wanted = len(config.frames(unreadable=unlisted))
     dataset = entry.test_data(model.config, config)
     predictor = entry.predictor(model, config, dataset)
     problem = ranks.gather(_claimed(config) if ranks.is_main else None)[0]
@@ -74,7 +75,7 @@ def predict_missing(config: PredictConfig, ranks: Ranks, entry: ModelEntry, mode
     loader = DataLoader(
         Subset(dataset, share), batch_size=config.batch_size, num_workers=config.workers, collate_fn=_sorted_out
     )
-    bad: dict[str, str] = {}
+    bad = dict(unlisted)
     with tqdm(total=len(share), desc="predict", unit="frame", disable=not ranks.is_main) as bar:
         for samples, unreadable in loader:
             bad |= {sample.token: sample.reason for sample in unreadable}
@@ -83,9 +84,9 @@ def predict_missing(config: PredictConfig, ranks: Ranks, entry: ModelEntry, mode
     bad = {token: reason for part in ranks.gather(bad) for token, reason in part.items()}
     if ranks.is_main:
         atomic_write_json(config.output_dir / BAD_SAMPLES, bad)
-    if len(bad) == wanted:
+    if len(bad) == wanted + len(unlisted):
         token, reason = next(iter(bad.items()))
-        raise ValueError(f"none of {wanted} samples could be read; {token}: {reason}")
+        raise ValueError(f"none of {len(bad)} samples could be read; {token}: {reason}")
     if config.pictures:
         _draw(config, ranks, dataset.frames[:wanted], Preset(model.config.grid, model.config.taxonomy))
     return bad

@@ -31,6 +31,9 @@ class SourceConfig:
     labels: Literal["occ3d", "openocc_v2", "surroundocc", "openoccupancy"] = flag("occ3d", "format of the labels")
     labels_root: Path | None = flag(None, "folder of the labels; empty: gts below --dataroot")
     max_samples: int | None = flag(None, "use the first so many frames only")
+    allow_missing_files: bool = flag(
+        False, "a picture that does not exist is a missing camera, not an unreadable sample"
+    )
 
     def check_source(self) -> None:
         """Paths given as text become paths; ValueError for a number of frames below one."""
@@ -39,25 +42,41 @@ class SourceConfig:
         if self.max_samples is not None and self.max_samples < 1:
             raise ValueError(f"max_samples is {self.max_samples}; it must be 1 or more")
 
-    def frames(self, everything: bool = False) -> "list[Frame]":
-        """The key frames.
+    def frames(self, everything: bool = False, unreadable: dict[str, str] | None = None) -> "list[Frame]":
+        """The key frames; read once.
 
         Args:
             everything: without the limit of `max_samples`.
+            unreadable: where entries that are no valid frame go (token -> reason), for a job that does without them;
+                left out, they are errors.
 
         Raises:
             ValueError: a pickle or a table is missing or damaged, or lists no frame.
         """
-        from syntheocc.occupancy.data.infos import read_infos
-        from syntheocc.occupancy.data.nuscenes_frames import read_nuscenes
-
-        if self.info_path:
-            frames = [frame for path in self.info_path for frame in read_infos(path, self.dataroot)]
-        else:
-            frames = read_nuscenes(self.dataroot)
-        if not frames:
-            raise ValueError(f"{', '.join(self.info_path) or self.dataroot}: no frames")
+        if "_found" not in self.__dict__:
+            self.__dict__["_found"] = self._read()
+        frames, bad = self.__dict__["_found"]
+        if bad and unreadable is None:
+            raise ValueError(f"{len(bad)} entries are no valid frames, the first is {next(iter(bad.values()))}")
+        if unreadable is not None:
+            unreadable |= bad
         return frames if everything else frames[: self.max_samples]
+
+    def _read(self) -> "tuple[list[Frame], dict[str, str]]":
+        from syntheocc.occupancy.data.infos import read_infos
+        from syntheocc.occupancy.data.nuscenes import read_tables
+        from syntheocc.occupancy.data.nuscenes_frames import frames_from_tables
+
+        bad: dict[str, str] = {}
+        if self.info_path:
+            listed = [read_infos(path, self.dataroot, unreadable=bad) for path in self.info_path]
+            frames = [frame for part in listed for frame in part]
+        else:
+            frames = frames_from_tables(read_tables(self.dataroot), unreadable=bad)
+        if not frames:
+            reason = f"; {next(iter(bad.values()))}" if bad else ""
+            raise ValueError(f"{', '.join(self.info_path) or self.dataroot}: no frames{reason}")
+        return frames, bad
 
     def reader(self, **settings: Any) -> "LabelReader":
         """The reader of the labels; `settings` are `LabelReader`'s (instances, mask, ...)."""

@@ -42,7 +42,7 @@ def training_samples(
     """
     return OccupancyFrames(
         settings.frames(),
-        _sampling(model, flip=recipe.flip_images, training=True, grid_turns=recipe.flip_and_turn_grid),
+        _sampling(model, settings, flip=recipe.flip_images, training=True, grid_turns=recipe.flip_and_turn_grid),
         model.grid,
         labels,
         data_root=settings.dataroot,
@@ -64,15 +64,16 @@ def test_samples(
         sampling: more fields of `Sampling`.
     """
     return OccupancyFrames(
-        settings.frames(everything=True),
-        _sampling(model, **sampling),
+        settings.frames(everything=True, unreadable={}),  # whoever calls says which are left out
+        _sampling(model, settings, **sampling),
         model.grid,
         data_root=settings.dataroot,
         unreadable=unreadable,
     )
 
 
-def _sampling(model: Any, flip: bool = False, **settings: Any) -> Sampling:
+def _sampling(model: Any, settings: SourceConfig, flip: bool = False, **more: Any) -> Sampling:
     height, width = model.image_size
     image = ImageAugmentation(height=height, width=width, flip=flip)
-    return Sampling(num_frames=model.num_frames, image=image, **settings)
+    missing = settings.allow_missing_files
+    return Sampling(num_frames=model.num_frames, image=image, allow_missing_files=missing, **more)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from small_drives import write_drives
 
 from syntheocc.engine.files import read_json
 from syntheocc.engine.trackers import read_log
+from syntheocc.engine.unpickling import safe_load
 from syntheocc.occupancy.data.infos import read_infos
 from syntheocc.occupancy.data.infos_writing import write_infos
 from syntheocc.occupancy.grids import OCC3D_NUSCENES, OccupancyGrid
@@ -238,3 +240,26 @@ def test_pictures_are_drawn_beside_the_predictions(world, weights, tmp_path):
     token = next(iter(predicted(tmp_path)))
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
     assert {f"{token}_{kind}.png" for kind in ("bev", "3d", "cameras", "panoptic", "comparison")} <= names
+
+
+def test_a_picture_that_is_not_there_is_an_unreadable_sample_or_a_missing_camera(world, weights, offline, tmp_path):
+    root, frames = copied(world, tmp_path / "data")
+    frames[3].image_paths["CAM_BACK"].unlink()
+    out = tmp_path / "out"
+    arguments = flags(dataroot=root, weights=weights, output_dir=out, device="cpu")
+    assert predict.main(arguments) == 0
+    assert set(read_json(out / "bad_samples.json")) == {frames[3].token, frames[4].token}
+    assert predict.main([*arguments, "--allow_missing_files"]) == 0
+    assert read_json(out / "bad_samples.json") == {} and set(predicted(out)) == set(offline)
+
+
+def test_an_entry_of_the_infos_that_is_no_frame_is_listed(world, weights, tmp_path):
+    root, frames = copied(world, tmp_path / "data")
+    document = safe_load(root / "named.pkl")
+    del document["infos"][1]["cams"]["CAM_FRONT"]["cam_intrinsic"]
+    (root / "damaged.pkl").write_bytes(pickle.dumps(document))
+    out, infos = tmp_path / "out", root / "damaged.pkl"
+    assert predict.main(flags(dataroot=root, info_path=infos, weights=weights, output_dir=out, device="cpu")) == 0
+    bad = read_json(out / "bad_samples.json")
+    assert set(bad) == {frames[1].token} and "cam_intrinsic" in bad[frames[1].token]
+    assert len(predicted(out)) == 5
