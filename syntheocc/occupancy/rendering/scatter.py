@@ -98,28 +98,34 @@ def flow_rows(
     motion = motion.to(dtype=torch.float64)
     if len(motion) and bool((motion.samples != motion.samples[0]).any()):
         raise ValueError(f"flow rows are of one sample, got boxes of {motion.samples.unique().tolist()}; of_sample()")
-    centers = spec.centers(motion.device).reshape(-1, 3)
-    lower, size = centers.new_tensor(spec.lower), centers.new_tensor(spec.voxel_size)
+    lower, size = motion.sizes.new_tensor(spec.lower), motion.sizes.new_tensor(spec.voxel_size)
     top = torch.tensor(spec.shape, device=motion.device) - 1
     transform, half = motion.source2target, motion.padded_sizes / 2
-    inside_grid = spec.index_of(motion.source2ego[:, :3, 3])[1]
+    center = motion.source2ego[:, :3, 3]
+    inside_grid = spec.index_of(center)[1]
+    # Only voxels in the box's bounds along the axes are looked at.
+    reach = (motion.source2ego[:, :3, :3].abs() @ half[..., None])[..., 0]
+    first = ((center - reach - lower) / size - 0.5).ceil().long().clamp_min(0)
+    last = torch.minimum(((center + reach - lower) / size - 0.5).floor().long(), top)
     parts: list[tuple[Tensor, ...]] = []
-    for m in inside_grid.nonzero()[:, 0].tolist():
-        pose = motion.source2ego[m]
-        held = (((centers - pose[:3, 3]) @ pose[:3, :3]).abs() <= half[m]).all(1).nonzero()[:, 0]
+    for m, (low, high) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
+        if not inside_grid[m]:
+            continue
+        axes = [torch.arange(one, other + 1, device=motion.device) for one, other in zip(low, high, strict=True)]
+        cells = torch.cartesian_prod(*axes).view(-1, 3)
+        centers, pose = lower + (cells + 0.5) * size, motion.source2ego[m]
+        held = (((centers - pose[:3, 3]) @ pose[:3, :3]).abs() <= half[m]).all(1)
         at = (centers[held] @ transform[m, :3, :3].T + transform[m, :3, 3] - lower) / size
         target, corner = (
             torch.minimum(cell.floor().long().clamp_min(0), top) for cell in (at, at + 1e-5 / size - 0.5)
         )
-        one = torch.ones_like(held)
-        parts.append((held, target, corner, one * motion.labels[m], one * motion.frames[m], one * m))
+        one = torch.ones_like(target[:, 0])
+        parts.append((cells[held], target, corner, one * motion.labels[m], one * motion.frames[m], one * m))
     if not parts:
         none = torch.zeros(0, dtype=torch.int64, device=motion.device)
         cells = none[:, None].expand(0, 3)
         return FlowRows(cells, cells, cells, none, none, none, transform.float())
-    held, target, corner, labels, frames, motions = (torch.cat(column) for column in zip(*parts, strict=True))
-    _, y, z = spec.shape
-    source = torch.stack([held // (y * z), held // z % y, held % z], 1)
+    source, target, corner, labels, frames, motions = (torch.cat(column) for column in zip(*parts, strict=True))
     return FlowRows(source, target, corner, labels, frames, motions, transform.float())
 
 
