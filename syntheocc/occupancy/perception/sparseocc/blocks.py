@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from syntheocc.engine.dropout import Seeds, dropout, each_sample, fold
 from syntheocc.occupancy.grids import GridSpec
+from syntheocc.occupancy.ops.distance_attention import distance_attention
 from syntheocc.occupancy.perception.sparseocc.geometry import constant
 
 
@@ -81,20 +82,18 @@ class SelfAttention(nn.Module):
             query, key = placed.chunk(2, -1)
             value = functional.linear(queries, weight[2 * dims :], bias[2 * dims :])
         query, key, value = (x.reshape(batch, length, self.num_heads, -1).transpose(1, 2) for x in (query, key, value))
-        distance_bias = None
-        if self.tau is not None:
-            assert centers_xy is not None, "scale-adaptive attention needs the queries' positions"
-            tau = self.tau(queries).transpose(1, 2).to(query.dtype)  # [B, h, Q]
-            # Not by the expansion of the square, which puts a voxel two centimetres away from itself.
-            distance = torch.cdist(centers_xy, centers_xy, compute_mode="donot_use_mm_for_euclid_dist")  # [B, Q, Q]
-            distance_bias = -tau[..., None] * distance[:, None].to(query.dtype)
         share = self.dropout if self.training else 0.0
+        seeds = seeds if share else None
+        if self.tau is None:
 
-        def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-            return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=share)
+            def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+                return functional.scaled_dot_product_attention(query, key, value, dropout_p=share)
 
-        taken = (query, key, value) if distance_bias is None else (query, key, value, distance_bias)
-        attended = each_sample(attend, seeds if share else None, *taken)
+            attended = each_sample(attend, seeds, query, key, value)
+        else:
+            assert centers_xy is not None, "scale-adaptive attention needs the queries' positions"
+            tau = self.tau(queries).transpose(1, 2)  # [B, h, Q]
+            attended = distance_attention(query, key, value, tau, centers_xy, share, seeds)
         return queries + self.out(attended.transpose(1, 2).reshape(batch, length, dims))
 
 
