@@ -2,6 +2,7 @@
 
     torchrun --nproc_per_node 4 benchmarks/perception.py --output results
     torchrun --nproc_per_node 1 benchmarks/perception.py --arms 4f --output results
+    torchrun --nproc_per_node 4 benchmarks/perception.py --model labels2d_small --output results
     python benchmarks/perception.py --smoke --output smoke      # a minute or two on a CPU, means nothing
 
 Every arm trains on one GPU, all for the same number of steps on the same drives in the same order. `--output` gets
@@ -14,12 +15,16 @@ import argparse
 import os
 from pathlib import Path
 
+# The comparisons: frames a sample, and what is learnt from 2D labels.
+FRAMES = "8f,4f,1f,4f_accumulated"
+LABELS_2D = "trunk_3d,volume_2d,volume_2d_flow,splatting,renderocc"
+
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--output", type=Path, required=True, help="folder of the results")
     p.add_argument("--model", default="sparseocc_small", help="a row of perception_models.MODELS")
-    p.add_argument("--arms", default="8f,4f,1f,4f_accumulated", help="rows of perception_models.ARMS, with commas")
+    p.add_argument("--arms", help="rows of perception_models.ARMS, with commas; default: the model's")
     p.add_argument("--seconds", type=float, default=540, help="for everything")
     p.add_argument("--drive_seconds", type=float, default=85, help="to make training drives, workers started")
     p.add_argument("--scenes", type=int, default=48, help="held-out scenes of each level")
@@ -47,9 +52,12 @@ def main(argv: list[str] | None = None) -> dict | None:
     if args.workers is None:
         world = int(os.environ.get("WORLD_SIZE", "1"))
         args.workers = max(1, (os.cpu_count() or 1) // world - 1)
+    if args.arms is None:
+        args.arms = LABELS_2D if args.model.startswith("labels2d") else FRAMES
     args.scored = tuple(int(number) for number in args.scored.split(","))
     if args.smoke:
-        args.model, args.scenes, args.workers, args.resamples, args.batch = "sparseocc_tiny", 2, 0, 20, 2
+        args.model = f"{args.model.rpartition('_')[0]}_tiny"
+        args.scenes, args.workers, args.resamples, args.batch = 2, 0, 20, 2
         args.training_scenes, args.key_frames, args.exam_frames, args.scored = 2, 3, 3, (1, 2)
         args.train_steps, args.seconds = args.train_steps or 4, 1e6
         args.rates, args.trial_steps = "1e-3,2e-3", 2

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from perception_labels2d import cameras_of, rays_at, rays_of
 from processes import of_all_ranks
 from torch import Tensor
 
@@ -53,6 +54,8 @@ class Order:
     """Key frames that are scored; empty for training drives, of which all frames have labels and none has masks."""
     new_rig: bool = False
     """Cameras mounted otherwise than in any training scene."""
+    rays: bool = False
+    """Also lidar points as rays with 2D labels (`perception_labels2d`)."""
 
 
 def other_rig(image_size: tuple[int, int]) -> CameraRig:
@@ -81,7 +84,8 @@ def make_drive(order: Order, number: int) -> dict[str, Any]:
     Returns:
         images uint8 [F, V, h, w, 3]; global2img float64 [F, V, 4, 4]; grid2global float64 [F, 4, 4]; semantics and
         instances uint8 [F or R, X, Y, Z]; with `accumulated` the same of accumulated labels; of scored frames
-        camera_mask, with `accumulated` lidar_mask, bool [R, X, Y, Z], and origins, a list of R times [O, 3] metres.
+        camera_mask, with `accumulated` lidar_mask, bool [R, X, Y, Z], and origins, a list of R times [O, 3] metres;
+        with `rays` what `rays_of` gives.
     """
     from syntheocc.worlds.drives import drive_of
     from syntheocc.worlds.masks import camera_mask
@@ -99,7 +103,7 @@ def make_drive(order: Order, number: int) -> dict[str, Any]:
         rig=other_rig(order.image_size) if order.new_rig else None,
         key_frames=order.key_frames,
     )
-    store = drive_of(scene, order.preset, device=device)
+    store = drive_of(scene, order.preset, device=device, lidar=order.rays)
     height, width = order.window
     window = ImageAugmentation(height=height, width=width).for_test(*store.images.shape[2:4])
     if window.scale != 1:
@@ -116,6 +120,8 @@ def make_drive(order: Order, number: int) -> dict[str, Any]:
         "semantics": store.semantics[chosen].cpu(),
         "instances": torch.stack([_bytes(store.instances[i]) for i in chosen]).cpu(),
     }
+    if order.rays:
+        made |= rays_of(store, order.window, order.preset.spec)
     accumulation = None
     if order.accumulated:
         from syntheocc.worlds.accumulate import Accumulation
@@ -226,6 +232,12 @@ class Drives:
     """F."""
     labels: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """kind -> semantics and instances, uint8 [N (or scored frames), X, Y, Z]."""
+    rays: dict[str, Tensor] = field(default_factory=dict)
+    """Columns of `rays_of`, [N, ...]; empty without."""
+    motion: list[Any] = field(default_factory=list)
+    """N times how boxes move."""
+    top: int = 0
+    """Rows of the rendered pictures above the window."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -269,7 +281,13 @@ class Drives:
                 for values in picked
             ]
         names = [f"row {row}" for row in rows.tolist()]
-        return OccupancyBatch(images, ego2img, names, [[name] for name in names], picked[0], picked[1].int())
+        batch = OccupancyBatch(images, ego2img, names, [[name] for name in names], picked[0], picked[1].int())
+        if self.rays:
+            cameras = cameras_of(ego2img, self.top, images.shape[-1], flips)
+            batch.intrinsics, batch.image_transforms = cameras.intrinsics, cameras.image_transforms
+            batch.grid_transforms = cameras.grid_transforms
+            batch.rays, batch.motion = rays_at(self.rays, self.motion, rows)
+        return batch
 
 
 def gathered(made: list[dict[str, Any]], name: str, ranks: Ranks, device: torch.device) -> Tensor:
@@ -282,7 +300,12 @@ def gathered(made: list[dict[str, Any]], name: str, ranks: Ranks, device: torch.
 def drives_of_all(made: list[dict[str, Any]], length: int, ranks: Ranks, device: torch.device) -> Drives:
     """The drives of all ranks on each of them; of a rank that made more than others the last ones are left out."""
     kinds = [kind for kind in (EXACT, ACCUMULATED) if _name(kind, "semantics") in made[0]]
+    rays = [name for name in made[0] if name.startswith("ray_")]
+    motion = ranks.gather([one for drive in made for one in drive.pop("motion", [])]) if rays else []
+    least = min((len(part) for part in motion), default=0)
     return Drives(
+        rays={name: gathered(made, name, ranks, device) for name in rays},
+        motion=[one for part in motion for one in part[:least]],
         images=gathered(made, "images", ranks, device),
         global2img=gathered(made, "global2img", ranks, device),
         grid2global=gathered(made, "grid2global", ranks, device),

@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import perception_labels2d
 import torch
 from perception_data import ACCUMULATED, EXACT, Drives
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ class Arm:
 
     frames: int
     labels: str = EXACT
+    model: str = ""
+    """Of a contender with several models: entry of the registry, "/", preset without its size."""
 
 
 ARMS = {
@@ -38,6 +41,12 @@ ARMS = {
     "4f": Arm(4),
     "1f": Arm(1),
     "4f_accumulated": Arm(4, ACCUMULATED),
+    # What 2D labels teach (perception_labels2d); the first and the last share a GPU of four.
+    "trunk_3d": Arm(3, model="occflownet/occflownet_3d"),
+    "volume_2d": Arm(3, model="occflownet/occflownet_2d"),
+    "volume_2d_flow": Arm(3, model="occflownet/occflownet_2d_flow"),
+    "splatting": Arm(3, model="splattingocc/splattingocc"),
+    "renderocc": Arm(3, model="renderocc/renderocc_7frame"),
 }
 
 
@@ -49,7 +58,7 @@ class Contender:
         preset: grid and class table.
         window: height and width of its images.
         image_size: width and height that the world's pictures are rendered in.
-        make: frames -> a new network with random weights.
+        make: arm -> a new network with random weights.
         losses: (network, batch, dtype of autocast or None) -> all terms and "loss".
         groups: (network, learning rate) -> parameter groups.
         predict: (network, images, ego2img, settings) -> for each setting semantics uint8 [B, X, Y, Z], and the
@@ -57,18 +66,20 @@ class Contender:
         settings: values of the one inference setting that is chosen on development scenes; the published one first.
         setting: its name.
         save: (network, folder) -> None, in half precision.
+        rays: whether it learns from lidar rays.
     """
 
     preset: Preset
     window: tuple[int, int]
     image_size: tuple[int, int]
-    make: Callable[[int], nn.Module]
+    make: Callable[[Arm], nn.Module]
     losses: Callable[[Any, OccupancyBatch, torch.dtype | None], dict[str, Tensor]]
     groups: Callable[[Any, float], list[dict[str, Any]]]
     predict: Callable[[Any, Tensor, Tensor, tuple[float, ...]], tuple[list[Tensor], tuple[Tensor, Tensor] | None]]
     settings: tuple[float, ...]
     setting: str
     save: Callable[[Any, Path], None]
+    rays: bool = False
 
 
 def sparseocc(preset: str, image_size: tuple[int, int], **changes: Any) -> Contender:
@@ -113,7 +124,7 @@ def sparseocc(preset: str, image_size: tuple[int, int], **changes: Any) -> Conte
         preset=Preset(config.grid, config.taxonomy),
         window=config.image_size,
         image_size=image_size,
-        make=lambda frames: SparseOcc(replace(config, num_frames=frames)),
+        make=lambda arm: SparseOcc(replace(config, num_frames=arm.frames)),
         losses=losses,
         groups=groups,
         predict=predict,
@@ -129,7 +140,17 @@ _WIDE = tuple(
     replace(stage, keep_train=keep, keep_test=keep)
     for stage, keep in zip(presets.small().model.stages, (4000, 12000, 40000), strict=True)
 )
+
+
+def labels2d(size: str, image_size: tuple[int, int]) -> Contender:
+    """OccFlowNet, SplattingOcc, RenderOcc and their trunk with 3D labels, each an arm."""
+    made = perception_labels2d.contender(size, image_size)
+    return Contender(preset=Preset(made.pop("grid"), made.pop("taxonomy")), rays=True, **made)
+
+
 MODELS: dict[str, Callable[[], Contender]] = {
+    "labels2d_small": lambda: labels2d("small", (352, 198)),
+    "labels2d_tiny": lambda: labels2d("tiny", (96, 72)),
     "sparseocc_small": lambda: sparseocc("small", (352, 198), stages=_WIDE),
     "sparseocc_tiny": lambda: sparseocc("tiny", (96, 72)),
 }
@@ -182,7 +203,7 @@ class Training:
     def __init__(self, contender: Contender, arm: Arm, drives: Drives, schedule: Schedule, half: bool):
         device = drives.images.device
         torch.manual_seed(schedule.seed)
-        self.model = contender.make(arm.frames).to(device)
+        self.model = contender.make(arm).to(device)
         self.contender, self.arm, self.drives, self.schedule = contender, arm, drives, schedule
         self.dtype = torch.bfloat16 if half else None
         groups = contender.groups(self.model, schedule.learning_rate)

@@ -20,6 +20,10 @@ QUESTIONS = (
     ("2", "8f", "1f"),
     ("3", "8f", "4f"),
     ("4", "4f", "4f_accumulated"),
+    ("2D labels: what flow adds", "volume_2d_flow", "volume_2d"),
+    ("2D labels: splatting for rendering", "splatting", "volume_2d_flow"),
+    ("2D labels: metric rendering for RenderOcc's", "volume_2d", "renderocc"),
+    ("2D labels: 3D labels for them", "trunk_3d", "volume_2d_flow"),
 )
 ASKED = (
     "mIoU camera", "mIoU camera, dynamic", "RayIoU", "RayIoU, dynamic", "RayPQ", "mIoU camera_accumulated",

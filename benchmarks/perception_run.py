@@ -93,7 +93,7 @@ def world(
     accumulated = any(ARMS[name].labels == ACCUMULATED for name in arms)
     order = Order(
         "train", args.seed, args.key_frames, contender.image_size, contender.window, contender.preset, str(device),
-        accumulated=accumulated,
+        accumulated=accumulated, rays=contender.rays,
     )  # fmt: skip
     workshop = Workshop(args.workers, replace(order, key_frames=2, accumulated=False))
     facts: dict[str, Any] = {"seconds_workers": clock.spent()}
@@ -111,7 +111,7 @@ def world(
         for level, (split, other_seed, new_rig) in LEVELS.items():
             orders[level] = replace(
                 order, split=split, seed=args.seed + 1000 * other_seed, key_frames=args.exam_frames,
-                scored=args.scored, new_rig=new_rig,
+                scored=args.scored, new_rig=new_rig, rays=False,
             )  # fmt: skip
             held_out[level] = list(workshop.make(orders[level], range(ranks.rank, share * ranks.world, ranks.world)))
         facts["seconds_exams"] = clock.spent()
@@ -119,6 +119,7 @@ def world(
     finally:
         workshop.close()
     drives = drives_of_all(made, args.key_frames, ranks, device)
+    drives.top = contender.image_size[1] - contender.window[0]
     exams = {level: exam_of_all(held_out[level], orders[level], ranks, device) for level in LEVELS}
     facts["seconds_shared"] = clock.spent()
     facts["training_scenes"] = len(drives) // args.key_frames
@@ -163,12 +164,13 @@ def planned(
 
 
 def tried_rates(args: Namespace, contender: Contender, drives: Drives, ranks: Ranks) -> dict[float, float]:
-    """Learning rate -> mean training loss at the end of a short trial of the four-frame arm; the ranks share them."""
+    """Learning rate -> mean training loss at the end of a short trial of one arm; the ranks share them."""
     rates = [float(rate) for rate in args.rates.split(",")]
     found = {}
+    trial = ARMS[args.arms.split(",")[1]] if contender.rays else Arm(4)
     for rate in ranks.share(rates):
         schedule = Schedule(args.trial_steps, args.batch, rate, args.seed, constant=True)
-        found[rate] = Training(contender, Arm(4), drives, schedule, half=drives.images.is_cuda).trial()
+        found[rate] = Training(contender, trial, drives, schedule, half=drives.images.is_cuda).trial()
     parts = ranks.gather(found)
     return {rate: part[rate] for rate in rates for part in parts if rate in part}
 
