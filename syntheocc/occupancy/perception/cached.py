@@ -247,11 +247,13 @@ class CachedFrames(Dataset):
         store, image, lidar = self.store, self.sampling.image, self.store.lidar
         assert lidar is not None
         near = [self.neighbour(row, offset) for offset in config.frame_offsets]
-        intrinsics = store.intrinsics
+        unscaled = torch.eye(3, dtype=torch.float64)
         if store.window is not None:
-            intrinsics = torch.linalg.inv(store.window)[:3, :3] @ intrinsics
+            unscaled = torch.linalg.inv(store.window)[:3, :3]
         frames = [
-            None if r is None else lidar.frame(r, store.grid2global[r], intrinsics[r], store.cam2global[r])
+            None
+            if r is None
+            else lidar.frame(r, store.grid2global[r], unscaled @ store.intrinsics[r], store.cam2global[r])
             for r in near
         ]
         window = InputWindow(matrices, image.height, image.width)

@@ -28,7 +28,7 @@ class RayLabels(Rows):
         distance: [R] metres from the origin to the point, along the ray.
         depth: [R] metres, z of the point in the camera that saw it.
         labels: int64 [R] class of the point, free excluded.
-        weights: [R] of the loss or the sampling (`RayBuilder` says which), not negative.
+        weights: [R] of the loss, not negative.
         frames: int64 [R] index into `frame_offsets`.
         cameras: int64 [R] index of the view.
         pixels: [R, 2] u, v in the original image, integers are pixel centres.
