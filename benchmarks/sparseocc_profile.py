@@ -4,7 +4,7 @@
     python benchmarks/sparseocc_profile.py --preset tiny --batch 2         # a CPU
 
 Prints seconds a step, the host's seconds of forward, losses and backward, the operations that take most of the
-device's time, and the Python functions that take most of the host's. Random weights and images, labels of an example street.
+device's time, and the Python functions that take most of the host's. Random weights and images, labels of a street.
 """
 
 import argparse
