@@ -12,18 +12,15 @@ camera after the other, every point against every box. Ratios are of the same ru
 
 import argparse
 import json
-import platform
-import shlex
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import reporting
 import torch
 from measuring import Bench
 from rays_truth import truth
+from reporting import run_summary
 
 from syntheocc.engine.files import atomic_write_bytes, atomic_write_npz
 from syntheocc.occupancy.data.frames import Frame
@@ -66,16 +63,7 @@ def main() -> None:
         speed(bench)
     if "truth" in args.parts:
         truth(bench)
-    summary = {
-        "device": torch.cuda.get_device_name() if bench.device.type == "cuda" else reporting.cpu_name(),
-        "threads": args.threads,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": reporting.commit(),
-        "command": "python " + shlex.join(reporting.without(sys.argv, ("--output",))),
-        "targets": TARGETS,
-        "rows": bench.rows,
-    }
+    summary = {**run_summary(bench.device), "threads": args.threads, "targets": TARGETS, "rows": bench.rows}
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
         name = f"rays-{bench.device.type}.json" if "speed" in args.parts else "rays-truth.json"

@@ -44,3 +44,14 @@ def provenance(args: Namespace) -> dict[str, str | None]:
         "command": shlex.join(["python", *without(sys.argv, private)]),
         "split": args.split,
     }
+
+
+def run_summary(device: torch.device, private: tuple[str, ...] = ("--output",)) -> dict[str, str | None]:
+    """Chip, torch, Python, commit and command of any benchmark."""
+    return {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit(),
+        "command": shlex.join(["python", *without(sys.argv, private)]),
+    }

@@ -149,23 +149,31 @@ def in_target_boxes(points: Tensor, frames: Tensor, motion: BoxMotion) -> Tensor
     Returns:
         bool [n]; the faces belong to the box.
     """
-    inside = torch.zeros(points.shape[1], dtype=torch.bool, device=points.device)
-    if not len(motion) or not len(inside):
-        return inside
+    if not len(motion) or not len(frames):
+        return torch.zeros_like(frames, dtype=torch.bool)
     # In units of half a box a point lies in it if none of its coordinates is beyond 1.
     scale = 2 / motion.padded_sizes[:, :, None]
     rotation = motion.target2ego[:, :3, :3].transpose(-1, -2) * scale
     offset = -(rotation @ motion.target2ego[:, :3, 3:])
-    if points.device.type == "cpu":
-        # A frame's points meet a frame's boxes only; on a GPU all pairs are cheaper than knowing how many those are.
-        for t in motion.frames.unique().tolist():
-            rows, boxes = (frames == t).nonzero()[:, 0], (motion.frames == t).nonzero()[:, 0]
-            beyond = _beyond(rotation[boxes], offset[boxes], points.index_select(1, rows))
-            inside[rows] = beyond.amin(0) <= 1
-        return inside
-    for part in torch.arange(points.shape[1], device=points.device).split(max(1, PAIRS // len(motion))):
-        within = _beyond(rotation, offset, points[:, part]) <= 1
-        inside[part] = (within & (motion.frames[:, None] == frames[part])).any(0)
+    # On a GPU all pairs are cheaper than to know which frames there are.
+    look = _frame_by_frame if points.device.type == "cpu" else _all_pairs
+    return look(points, frames, motion.frames, rotation, offset)
+
+
+def _frame_by_frame(points: Tensor, frames: Tensor, box_frames: Tensor, rotation: Tensor, offset: Tensor) -> Tensor:
+    inside = torch.zeros_like(frames, dtype=torch.bool)
+    for t in box_frames.unique().tolist():
+        rows, boxes = (frames == t).nonzero()[:, 0], (box_frames == t).nonzero()[:, 0]
+        beyond = _beyond(rotation[boxes], offset[boxes], points.index_select(1, rows))
+        inside[rows] = beyond.amin(0) <= 1
+    return inside
+
+
+def _all_pairs(points: Tensor, frames: Tensor, box_frames: Tensor, rotation: Tensor, offset: Tensor) -> Tensor:
+    inside = torch.zeros_like(frames, dtype=torch.bool)
+    for part in torch.arange(len(frames), device=frames.device).split(max(1, PAIRS // len(box_frames))):
+        within = _beyond(rotation, offset, points.index_select(1, part)) <= 1
+        inside[part] = (within & (box_frames[:, None] == frames[part])).any(0)
     return inside
 
 

@@ -10,6 +10,7 @@ from syntheocc.occupancy.cameras import CameraRig
 from syntheocc.occupancy.data.frames import Boxes, Frame
 from syntheocc.occupancy.data.lidarseg import LidarPoints
 from syntheocc.occupancy.grids import OCC3D_NUSCENES
+from syntheocc.occupancy.perception import ray_boxes
 from syntheocc.occupancy.perception.history import ShotHistory, key_shot
 from syntheocc.occupancy.perception.ray_boxes import in_target_boxes, match_boxes
 from syntheocc.occupancy.perception.ray_config import RayConfig
@@ -64,7 +65,11 @@ def test_which_boxes_count():
     assert len(nothing.motion) == 0 and len(nothing.appeared) == 3 and len(nothing.vanished) == 0
 
 
-def test_points_in_boxes_of_their_frame():
+@pytest.mark.parametrize("look", ["_frame_by_frame", "_all_pairs"])
+def test_points_in_boxes_of_their_frame(look, monkeypatch):
+    """Both ways, the one for GPUs in several pieces."""
+    monkeypatch.setattr(ray_boxes, "PAIRS", 6 * 1500)
+    monkeypatch.setattr(ray_boxes, "_frame_by_frame", getattr(ray_boxes, look))
     motion = match_boxes(three(), CONFIG, SPEC).motion
     g = torch.Generator().manual_seed(0)
     points = torch.rand(3, 4000, generator=g) * torch.tensor([[30.0], [20.0], [4.0]]) - torch.tensor(

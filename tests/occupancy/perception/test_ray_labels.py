@@ -8,6 +8,7 @@ import torch
 from ray_scene import HEIGHT, SPEC, WIDTH, K, camera2ego, ego_at, frame_at, pose
 
 from syntheocc.occupancy.grids import OCC3D_NUSCENES
+from syntheocc.occupancy.perception import ray_projection
 from syntheocc.occupancy.perception.ray_config import (
     FILTER_CLASSES,
     FLOW_CLASSES,
@@ -291,6 +292,18 @@ def test_the_published_settings():
     assert renderocc.num_rays == 38400 and abs(renderocc.draw_weights[2] - 933.3283) < 1e-2
     assert abs(renderocc.loss_weights[0] - 0.0716) < 1e-4 and renderocc.depth_range == (0.0, 52.0)
     assert published_splattingocc_rays().frame_offsets == (-1, 0, 1)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_all_frames_in_one_go(name, monkeypatch):
+    """As a GPU does it, and frames of one size in memory."""
+    one = build_rays(frames(), CONFIGS[name], SPEC, WINDOW).rays
+    monkeypatch.setattr(ray_projection, "_parts", lambda frames, present: [present])
+    other = build_rays(frames(), CONFIGS[name], SPEC, WINDOW).rays
+    for value in ("labels", "frames", "cameras"):
+        assert torch.equal(getattr(one, value), getattr(other, value)), value
+    for value in ("origins", "directions", "distance", "depth", "pixels", "weights"):
+        torch.testing.assert_close(getattr(one, value), getattr(other, value), atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.gpu
