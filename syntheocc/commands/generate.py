@@ -231,7 +231,9 @@ class _SampleMaker:
         )
         images = output.images[0]
         views = self.outputs.write_views(frame, images)
-        strip = self.outputs.write_strip(frame, condition_pictures(output.mpi[0]), images, photos)
+        drawn = [self.outputs.write_strip(frame, condition_pictures(output.mpi[0]), images, photos)]
+        if "occupancy" in condition:
+            drawn.append(self.outputs.write_solid(frame, condition["occupancy"]))
         label_files = self.outputs.write_labels(frame, **labels)
         record = {
             "token": frame.token,
@@ -240,7 +242,7 @@ class _SampleMaker:
             "seed": seed,
             "prompt": prompt,
             "views": views,
-            "files": [*views.values(), strip, *label_files],
+            "files": [*views.values(), *drawn, *label_files],
         }
         self.outputs.write_record(frame, record)
 

@@ -3,6 +3,7 @@
 <save>/<CAM>/<original picture name>     a view, resized to the original's size: perception code reads the folder
                                          in place of samples/
 <save>/strips/<token>.jpg                condition / generated / real, one column a camera
+<save>/strips/<token>_3d.jpg             the occupancy that the views were generated from, where it is at hand
 <save>/labels/<token>.json               boxes and cameras of the sample
 <save>/labels/<kind>/...                 its occupancy, laid out as in its data set
 <save>/records/<token>.json              seed, prompt and file names; written last, it marks the sample as done
@@ -75,6 +76,14 @@ class OutputFolder:
         rows = {"condition": conditions, "generated": images, "real": photos}
         picture = strip(rows, frame.cameras.names, size=as_picture(images[0]).shape[:2])
         path = save_picture(picture, self.root / "strips" / f"{frame.token}.jpg", quality=90)
+        return str(path.relative_to(self.root))
+
+    def write_solid(self, frame: "Frame", grid: "OccupancyGrid") -> str:
+        """Write the sample's occupancy as solid voxels with a legend."""
+        from syntheocc.occupancy.pictures import class_legend, oblique_picture, save_picture, with_legend
+
+        picture = with_legend(oblique_picture(grid), class_legend(grid.taxonomy, grid))
+        path = save_picture(picture, self.root / "strips" / f"{frame.token}_3d.jpg", quality=90)
         return str(path.relative_to(self.root))
 
     def write_labels(

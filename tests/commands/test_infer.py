@@ -63,6 +63,8 @@ def test_one_bad_sample_is_skipped_and_the_rest_is_complete(tiny_dataset, tiny_m
                 assert image.size == (1600, 900)
         with Image.open(save / "strips" / f"token{i}.jpg") as image:
             assert image.size == (6 * 96 + 5 * 4, 3 * 64 + 2 * 4), "condition, generated and real rows"
+        with Image.open(save / "strips" / f"token{i}_3d.jpg") as image:
+            assert image.width == 1080 and image.height > 720, "solid voxels and a legend"
         copied = save / "labels" / "syntheocc_coarse" / tiny_dataset.label_path(i).relative_to(tiny_dataset.root)
         assert copied.read_bytes() == tiny_dataset.label_path(i).read_bytes()
         labels = read_json(save / "labels" / f"token{i}.json")
