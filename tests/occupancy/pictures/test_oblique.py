@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from syntheocc.occupancy import SEMANTIC_KITTI, GridSpec, OccupancyGrid
+from syntheocc.occupancy.data.occ3d import read_occ3d
 from syntheocc.occupancy.pictures import Viewpoint, bev_picture, class_colors, oblique_picture
 from syntheocc.occupancy.pictures.faces import facing_faces, paint_faces, trace_faces
 from syntheocc.occupancy.pictures.oblique import PAPER
@@ -240,3 +241,19 @@ def test_bev_is_enlarged_and_shows_the_car_ahead_of_its_rear_axle():
     assert np.ptp(columns) + 1 == pytest.approx(1.76 * metre, abs=2)
     with pytest.raises(ValueError, match="scale"):
         bev_picture(grid, scale=0)
+
+
+@pytest.mark.real_data
+def test_a_real_label_is_painted_as_rays_see_it(real_data):
+    grid = read_occ3d(real_data / "occ3d_scene1077" / "labels.npz").grid
+    colors, spec, pose = class_colors(grid), grid.spec, np.eye(4)
+    ends = np.stack(np.meshgrid(*zip(spec.lower, spec.upper, strict=True)), -1).reshape(-1, 3)
+    view = Viewpoint().fitted(ends, 360, 540)
+    faces = facing_faces(colors.drawn, spec, pose, view)
+    number = paint_faces(faces, spec, pose, view, 360, 540)
+    hits = trace_faces(colors.drawn, spec, pose, view, 360, 540)
+    assert np.array_equal(np.append(faces.side, -1)[number], hits.side)
+    assert np.array_equal(faces.voxel[number[number >= 0]], hits.voxel[number >= 0])
+    picture = oblique_picture(grid, height=360, width=540, **PLAIN)
+    road = (picture == grid.taxonomy.palette[grid.taxonomy.id_of("driveable_surface")]).all(-1)
+    assert road.mean() > 0.05
