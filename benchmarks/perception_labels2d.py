@@ -92,7 +92,6 @@ def contender(size: str, image_size: tuple[int, int]) -> dict[str, Any]:
     first, _ = model_entry("occflownet").preset(f"occflownet_2d_{size}")
     top = image_size[1] - first.image_size[0]
     classes: dict[type, str] = {}
-    steps: dict[int, Any] = {}
 
     def make(arm: Any) -> VolumeModel:
         name, _, preset = arm.model.partition("/")
@@ -105,11 +104,14 @@ def contender(size: str, image_size: tuple[int, int]) -> dict[str, Any]:
         return model
 
     def losses(model: VolumeModel, batch: OccupancyBatch, dtype: torch.dtype | None) -> dict[str, Tensor]:
-        if id(model) not in steps:
-            steps[id(model)] = model_entry(classes[type(model)]).step_class(model)  # type: ignore[attr-defined]
+        device = batch.images.device
+        if "step" not in vars(model):
+            # Not as a submodule: the step has the model in it.
+            entry: Any = model_entry(classes[type(model)])
+            vars(model)["step"] = entry.step_class(model).to(device)
         batch = replace(batch, rays=_for_recipe(batch.rays, model.recipe_rays))
-        with torch.autocast(batch.images.device.type, dtype, enabled=dtype is not None):
-            return steps[id(model)](batch, 0, list(range(len(batch.tokens))))
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            return vars(model)["step"](batch, 0, list(range(len(batch.tokens))))
 
     def predict(model: VolumeModel, images: Tensor, ego2img: Tensor, settings: tuple[float, ...]) -> Any:
         output = model(images, cameras_of(ego2img, top, images.shape[-1]))

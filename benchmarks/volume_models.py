@@ -144,7 +144,7 @@ def step(bench: Bench) -> None:
         config, _ = entry.preset(f"{preset}_{size}")
         model: VolumeModel = entry.model_class(config).to(bench.device)
         batch = samples(bench, config, number)
-        module = entry.step_class(model)
+        module = entry.step_class(model).to(bench.device)
 
         def training(module: Any = module, batch: OccupancyBatch = batch) -> None:
             module.zero_grad(set_to_none=True)

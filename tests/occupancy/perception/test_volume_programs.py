@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from syntheocc.engine.optimizers import learning_rate_factor
 from syntheocc.engine.trackers import read_log
 from syntheocc.occupancy.data.nuscenes_frames import read_nuscenes
 from syntheocc.occupancy.grids import GridSpec
@@ -118,6 +119,19 @@ def test_samples_are_augmented_as_published(root):
         )
     assert any((s.image_transforms[0, 0, :, 0, 1] != 0).any() for s in samples)
     assert render_sampling(config, recipe).image.scales == pytest.approx((0.82 / 0.88, 0.99 / 0.88))
+
+
+def test_published_schedule():
+    """V18: the rate of steps 0, 100 and 199 of a run at 1e-4; constant from there on."""
+    entry = model_entry("renderocc")
+    settings = entry.train_settings(model="renderocc", preset="renderocc_7frame", max_train_steps=1000)
+    factor = learning_rate_factor(
+        settings.lr_scheduler, settings.lr_warmup_steps, 1000, warmup_start=settings.lr_warmup_start
+    )
+    rates = [settings.learning_rate * factor(step) for step in (0, 100, 199, 200, 999)]
+    assert rates == pytest.approx([1e-7, 5.005e-5, 9.95005e-5, 1e-4, 1e-4])
+    assert (settings.global_batch_size, settings.adam_weight_decay, settings.max_grad_norm) == (16, 0.01, 5.0)
+    assert settings.use_ema and settings.ema_decay == 0.999 and settings.ema_ramp == 2000
 
 
 @pytest.mark.parametrize(
