@@ -1,4 +1,4 @@
-"""The models taught by 2D labels in benchmarks/perception.py: calibration given back, rays kept and taken, one step."""
+"""The models taught by 2D labels in benchmarks/perception.py: calibration given back, rays kept, one step."""
 
 import sys
 from pathlib import Path
