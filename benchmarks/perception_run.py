@@ -167,7 +167,8 @@ def tried_rates(args: Namespace, contender: Contender, drives: Drives, ranks: Ra
     """Learning rate -> mean training loss at the end of a short trial of one arm; the ranks share them."""
     rates = [float(rate) for rate in args.rates.split(",")]
     found = {}
-    trial = ARMS[args.arms.split(",")[1]] if contender.rays else Arm(4)
+    names = args.arms.split(",")
+    trial = ARMS[names[len(names) // 2]] if contender.rays else Arm(4)
     for rate in ranks.share(rates):
         schedule = Schedule(args.trial_steps, args.batch, rate, args.seed, constant=True)
         found[rate] = Training(contender, trial, drives, schedule, half=drives.images.is_cuda).trial()
