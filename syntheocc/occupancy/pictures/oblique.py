@@ -93,8 +93,11 @@ def oblique_picture(
     drawn = shown.drawn if below is None else shown.drawn & (ego_heights(grid) < below)
     car2ego = _car2ego(grid, ego, drawn)
     size = (height * supersample, width * supersample)
-    ends = _ends(*_extent(grid.spec, drawn if fit == "drawn" else None))
-    fitted = view.fitted(ends @ grid2ego[:3, :3].T + grid2ego[:3, 3], *size)
+    ends = _ends(*_extent(grid.spec, drawn if fit == "drawn" else None)) @ grid2ego[:3, :3].T + grid2ego[:3, 3]
+    if car2ego is not None:  # KITTI's grid begins ahead of it
+        car_ends = _ends(np.array(CAR_SPEC.lower), np.array(CAR_SPEC.upper))
+        ends = np.concatenate([ends, car_ends @ car2ego[:3, :3].T + car2ego[:3, 3]])
+    fitted = view.fitted(ends, *size)
     layer = _Layer(shown._replace(drawn=drawn), grid.spec, grid2ego, fitted, size, occlusion)
     picture = layer.picture(background, lines)
     if car2ego is not None:

@@ -174,6 +174,8 @@ def test_any_grid_of_the_field():
     picture = oblique_picture(kitti, height=120, width=180)
     assert picture.shape == (120, 180, 3)
     assert (picture != oblique_picture(kitti, height=120, width=180, ego=False)).any(), "the car is not drawn"
+    close = oblique_picture(kitti, Viewpoint(180, 0, fov_deg=120), height=120, width=180, supersample=1)
+    assert (np.ptp(close.astype(int), axis=-1) < 20).any(), "an eye this near would be inside the car"
     pose = torch.tensor([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=torch.float64)
     camera = OccupancyGrid(
         np.ones((4, 4, 4), np.uint8), GridSpec((0, 0, 0), (1,) * 3, (4, 4, 4), "camera"), TAXONOMY, pose
