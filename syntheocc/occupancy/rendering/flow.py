@@ -18,7 +18,7 @@ from syntheocc.occupancy.rendering.compositing import RenderedRays
 from syntheocc.occupancy.rendering.motion import RayWarp, warp_rays
 from syntheocc.occupancy.rendering.rays import BoxMotion, RayLabels
 from syntheocc.occupancy.rendering.sampling import ray_jitter
-from syntheocc.occupancy.rendering.scatter import flow_rows, scatter_voxels
+from syntheocc.occupancy.rendering.scatter import FlowRows, flow_rows, scatter_voxels
 from syntheocc.occupancy.rendering.volume import Field, RenderSettings, fields_of, render_rays
 
 __all__ = [
@@ -48,6 +48,7 @@ def frame_fields(
     motion: BoxMotion | None = None,
     by_class: bool = True,
     hidden: Sequence[int] = (),
+    rows: Sequence[FlowRows] | None = None,
 ) -> FrameFields:
     """The volumes that rays of several frames see.
 
@@ -61,6 +62,7 @@ def frame_fields(
         by_class: of "warp": only voxels whose most likely class is one of the boxes' move, as in "scatter".
         hidden: of "filter": classes that only rays of the key frame see, the published ones being
             `perception.ray_config.FILTER_CLASSES`.
+        rows: of "scatter": what moves in each sample, e.g. read from the published files; None: what motion says.
 
     Raises:
         ValueError: an unknown mode, volumes of different numbers of samples, or "filter" without classes.
@@ -76,10 +78,13 @@ def frame_fields(
         still = ~torch.isin(semantics.detach().argmax(-1), torch.tensor(hidden, device=semantics.device))
         fields += fields_of(density * still, semantics)
         return FrameFields(fields, rays.samples + len(density) * ~rays.is_key, None)
-    if mode == "none" or motion is None or not len(motion):
+    if mode == "scatter" and (rows is not None or motion is not None):
+        if rows is None:
+            assert motion is not None
+            rows = [flow_rows(motion.of_sample(sample), spec) for sample in range(len(density))]
+        return _scattered(density, semantics, rays, rows)
+    if mode != "warp" or motion is None or not len(motion):
         return FrameFields(fields, rays.samples, None)
-    if mode == "scatter":
-        return _scattered(density, semantics, rays, spec, motion)
     if by_class:
         for field in fields:
             classes = field.semantics.detach().argmax(-1)
@@ -98,6 +103,7 @@ def render_labels(
     motion: BoxMotion | None = None,
     by_class: bool = True,
     hidden: Sequence[int] = (),
+    rows: Sequence[FlowRows] | None = None,
     generators: torch.Generator | Sequence[torch.Generator] | None = None,
     free_margin: float | None = None,
     keep_samples: bool = False,
@@ -110,16 +116,17 @@ def render_labels(
         rays: labels of all samples and frames.
         spec: where the voxels lie.
         settings: of the renderer.
-        mode: see this module; motion, by_class and hidden belong to it.
+        mode: see this module; motion, by_class, hidden and rows belong to it.
         motion: boxes in all frames but the key frame.
         by_class: see `frame_fields`.
         hidden: see `frame_fields`.
+        rows: see `frame_fields`.
         generators: one generator, or one a sample, that jitters the sampling (training); None in evaluation.
         free_margin: metres; gives `RenderedRays.front`, what stops rays more than this before their return.
         keep_samples: see `render_rays`.
     """
     settings = settings or RenderSettings()
-    seen = frame_fields(density, semantics, rays, spec, mode, motion, by_class, hidden)
+    seen = frame_fields(density, semantics, rays, spec, mode, motion, by_class, hidden, rows)
     jitter = None if generators is None else ray_jitter(rays.samples, settings.intervals - 1, generators)
     limits = None if free_margin is None else rays.distance - free_margin
     return render_rays(
@@ -127,13 +134,15 @@ def render_labels(
     )
 
 
-def _scattered(density: Tensor, semantics: Tensor, rays: RayLabels, spec: GridSpec, motion: BoxMotion) -> FrameFields:
+def _scattered(density: Tensor, semantics: Tensor, rays: RayLabels, rows: Sequence[FlowRows]) -> FrameFields:
     """A volume of each sample and frame; those in which nothing moves are the key frame's own."""
+    if len(rows) != len(density):
+        raise ValueError(f"rows of {len(rows)} samples, volumes of {len(density)}")
     frames = len(rays.frame_offsets)
     fields = [field for field in fields_of(density, semantics) for _ in range(frames)]
-    for sample in range(len(density)):
-        rows = flow_rows(motion.of_sample(sample).to(density.device), spec)
-        for frame in rows.frames.unique().tolist():
-            moved = scatter_voxels(density[sample], semantics[sample], rows.select(rows.frames == frame))
+    for sample, moving in enumerate(rows):
+        moving = moving.to(density.device)
+        for frame in moving.frames.unique().tolist():
+            moved = scatter_voxels(density[sample], semantics[sample], moving.select(moving.frames == frame))
             fields[sample * frames + frame] = Field(*moved)
     return FrameFields(fields, rays.samples * frames + rays.frames, None)

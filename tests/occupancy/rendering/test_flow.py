@@ -221,6 +221,20 @@ def test_scattered_volumes_are_those_of_each_sample_and_frame():
     assert torch.equal(seen.fields[5].density, moved)
 
 
+def test_rows_read_from_files_scatter_as_those_of_the_boxes(tmp_path):
+    density, semantics, rays, motion = batch()
+    rows = []
+    for sample in (0, 1):
+        path = flow_path(tmp_path, "scene-0001", str(sample))
+        write_flow(flow_rows(motion.of_sample(sample), SMALL), rays.frame_offsets, path, SMALL)
+        rows.append(read_flow(path, rays.frame_offsets, SMALL))
+    expected = render_labels(density, semantics, rays, SMALL, SETTINGS, "scatter", motion)
+    found = render_labels(density, semantics, rays, SMALL, SETTINGS, "scatter", rows=rows)
+    assert torch.equal(found.depth, expected.depth) and torch.equal(found.semantics, expected.semantics)
+    with pytest.raises(ValueError, match="rows of 1 samples"):
+        frame_fields(density, semantics, rays, SMALL, "scatter", rows=rows[:1])
+
+
 @pytest.mark.parametrize("mode", ["warp", "scatter", "filter"])
 def test_chunks_and_gradients_in_every_mode(mode):
     density, semantics, rays, motion = batch()
