@@ -15,7 +15,7 @@ from syntheocc.occupancy.perception.ray_frames import PlacedBoxes, RayFrame
 from syntheocc.occupancy.rendering.rays import BoxMotion, FrameBoxes
 from syntheocc.occupancy.transforms import invert_rigid
 
-__all__ = ["MatchedBoxes", "in_target_boxes", "match_boxes"]
+__all__ = ["MatchedBoxes", "in_target_boxes", "match_boxes", "through_boxes"]
 
 # Pairs of a point and a box that a GPU looks at in one go.
 PAIRS = 1 << 24
@@ -158,6 +158,33 @@ def in_target_boxes(points: Tensor, frames: Tensor, motion: BoxMotion) -> Tensor
     # On a GPU all pairs are cheaper than to know which frames there are.
     look = _frame_by_frame if points.device.type == "cpu" else _all_pairs
     return look(points, frames, motion.frames, rotation, offset)
+
+
+def through_boxes(origins: Tensor, points: Tensor, frames: Tensor, boxes: FrameBoxes) -> Tensor:
+    """Which ways from origin to point enter a box of their own frame; boxes as they are, without padding.
+
+    Args:
+        origins: [3, n] metres, key frame's coordinates.
+        points: [3, n] likewise.
+        frames: int64 [n], as those of the boxes.
+        boxes: of one sample, on the points' device.
+
+    Returns:
+        bool [n].
+    """
+    through = torch.zeros_like(frames, dtype=torch.bool)
+    # A handful of objects: one after the other needs no pairs in memory.
+    for pose, size, t in zip(boxes.box2ego, boxes.sizes, boxes.frames, strict=True):
+        rotation = pose[:3, :3].T
+        start, end = (rotation @ place - (rotation @ pose[:3, 3])[:, None] for place in (origins, points))
+        way = end - start
+        # Parallel to a face: the way is between the planes for ever or never; so small a step finds out which.
+        way = torch.where(way.abs() < 1e-9, 1e-9, way)
+        half = size[:, None] / 2
+        one, other = (-half - start) / way, (half - start) / way
+        enter, leave = torch.minimum(one, other).amax(0), torch.maximum(one, other).amin(0)
+        through |= (enter <= leave) & (leave >= 0) & (enter <= 1) & (frames == t)
+    return through
 
 
 def _frame_by_frame(points: Tensor, frames: Tensor, box_frames: Tensor, rotation: Tensor, offset: Tensor) -> Tensor:

@@ -53,10 +53,12 @@ class RayConfig:
             (OccFlowNet); or through the middle of the pixel that the coordinates were cut to, all points there
             sharing the class of the last ("whole_pixel", RenderOcc).
         dynamics: what becomes of moving things in neighbouring frames. "motion": boxes move them; rays of
-            `flow_classes` that end in no matched box are left out with `drop_unmatched`. "filter": rays of
-            `filter_classes` are left out. "none": nothing.
-        flow_classes, filter_classes: see `dynamics`.
-        drop_unmatched: see `dynamics`.
+            `flow_classes` that end in no matched box are left out with `drop_unmatched`: they show what the key frame
+            does not have. "filter": rays of `filter_classes` are left out. "none": nothing.
+        flow_classes, filter_classes, drop_unmatched: see `dynamics`.
+        drop_through_vanished: with "motion", also leave out rays that pass through, or end in, a box of the key frame
+            that their own frame does not have: they would empty a place where the key frame has something. (Ours; the
+            specification lets such boxes stand as if they had not moved.)
         loss_weights: one a class, the rays' `weights`; None: 1.
         draw_weights: one a class, how likely its rays are drawn; None: 1.
         neighbour_weight: of the other frames' rays in the draws.
@@ -80,6 +82,7 @@ class RayConfig:
     flow_classes: tuple[int, ...] = FLOW_CLASSES
     filter_classes: tuple[int, ...] = FILTER_CLASSES
     drop_unmatched: bool = True
+    drop_through_vanished: bool = True
     loss_weights: tuple[float, ...] | None = None
     draw_weights: tuple[float, ...] | None = None
     neighbour_weight: float = 0.3
@@ -131,6 +134,7 @@ def published_occflownet_rays(flow: bool = True) -> RayConfig:
         pixels="half_pixel",
         dynamics="motion" if flow else "filter",
         drop_unmatched=False,
+        drop_through_vanished=False,
         loss_weights=tuple(log_frequency_weights(OCC3D_COUNTS).tolist()),
     )
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from syntheocc.occupancy.grids import GridSpec
-from syntheocc.occupancy.perception.ray_boxes import match_boxes
+from syntheocc.occupancy.perception.ray_boxes import match_boxes, through_boxes
 from syntheocc.occupancy.perception.ray_config import RayConfig
 from syntheocc.occupancy.perception.ray_filters import (
     draw_weights,
@@ -84,6 +84,8 @@ def build_rays(
     origins = cameras.origins(config).index_select(1, seen.frames * cameras.views + seen.cameras)  # [3, R]
     away = seen.points - origins
     distance = _length(away)
+    if boxes is not None and config.drop_through_vanished:
+        keep &= ~through_boxes(origins, seen.points, seen.frames, boxes.vanished)
     if config.max_distance is not None:
         keep &= distance < config.max_distance
     if config.num_rays is None:

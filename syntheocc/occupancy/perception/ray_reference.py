@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from syntheocc.occupancy.grids import GridSpec
-from syntheocc.occupancy.perception.ray_boxes import match_boxes
+from syntheocc.occupancy.perception.ray_boxes import MatchedBoxes, match_boxes
 from syntheocc.occupancy.perception.ray_config import RayConfig
 from syntheocc.occupancy.perception.ray_frames import InputWindow, RayFrame
-from syntheocc.occupancy.rendering.rays import BoxMotion, RayLabels
+from syntheocc.occupancy.rendering.rays import BoxMotion, FrameBoxes, RayLabels
 
 __all__ = ["reference_rays"]
 
@@ -30,18 +30,20 @@ def reference_rays(
         raise ValueError("the reference draws nothing: set num_rays to None")
     key = frames[config.key]
     assert key is not None
-    motion = match_boxes(frames, config, grid).motion.to("cpu") if config.dynamics == "motion" else BoxMotion.empty()
+    if config.missing == "repeat":
+        frames = [key if frame is None else frame for frame in frames]
+    none = MatchedBoxes(BoxMotion.empty(), FrameBoxes.empty(), FrameBoxes.empty())
+    matched = match_boxes(frames, config, grid) if config.dynamics == "motion" else none
     global2key = np.linalg.inv(key.frame2global.numpy())
     parts = [RayLabels.empty(config.frame_offsets, dtype=torch.float64)]
     for t, frame in enumerate(frames):
-        frame = key if frame is None and config.missing == "repeat" else frame
         if frame is None or not len(frame.points):
             continue
         points = _moved(global2key @ frame.frame2global.numpy(), frame.points.numpy().astype(np.float64))
         labelled = frame.labels.numpy() != 255
         if config.crop_to_grid:
             labelled &= (points >= grid.lower).all(1) & (points < grid.upper).all(1)
-        in_box = _in_boxes(points, motion.select(motion.frames == t))
+        in_box = _in_boxes(points, matched.motion.select(matched.motion.frames == t))
         taken = np.zeros(len(points), bool)
         for v in range(len(frame.intrinsics)):
             if not frame.exists[v]:
@@ -72,6 +74,8 @@ def reference_rays(
             origin = cam2key[:3, 3]
             if config.ray_origin == "lidar":
                 origin = _moved(global2key @ frame.frame2global.numpy(), frame.lidar_origin.numpy()[None])[0]
+            if config.dynamics == "motion" and config.drop_through_vanished:
+                seen[seen] = ~_through(origin, points[seen], matched.vanished.select(matched.vanished.frames == t))
             distance = np.linalg.norm(points - origin, axis=1)
             if config.max_distance is not None:
                 seen &= distance < config.max_distance
@@ -111,6 +115,20 @@ def _in_boxes(points: np.ndarray, boxes: BoxMotion) -> np.ndarray:
     for pose, size in zip(boxes.target2ego.double().numpy(), boxes.padded_sizes.numpy(), strict=True):
         inside |= (np.abs(_moved(np.linalg.inv(pose), points)) <= size / 2).all(1)
     return inside
+
+
+def _through(origin: np.ndarray, points: np.ndarray, boxes: FrameBoxes) -> np.ndarray:
+    """Which ways from the origin to a point meet one of the boxes: where they are between all pairs of faces."""
+    through = np.zeros(len(points), bool)
+    for pose, size in zip(boxes.box2ego.double().numpy(), boxes.sizes.double().numpy(), strict=True):
+        start, ends = _moved(np.linalg.inv(pose), origin[None])[0], _moved(np.linalg.inv(pose), points)
+        first, last = np.zeros(len(points)), np.ones(len(points))
+        for axis in range(3):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                faces = (np.array([[-size[axis], size[axis]]]) / 2 - start[axis]) / (ends[:, axis, None] - start[axis])
+            first, last = np.maximum(first, faces.min(1)), np.minimum(last, faces.max(1))
+        through |= first <= last
+    return through
 
 
 def _class_map(pixels: np.ndarray, labels: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -5,7 +5,7 @@ Specification: specs/occflownet_splattingocc.md 3.4, 3.6.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -20,7 +20,15 @@ BOX_MARGIN = 0.4
 
 
 @dataclass(eq=False)
-class BoxMotion(Rows):
+class _Boxes(Rows):
+    @classmethod
+    def empty(cls, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
+        """No boxes."""
+        return cls._none(device, dtype)
+
+
+@dataclass(eq=False)
+class BoxMotion(_Boxes):
     """Where objects known at key time stand at the time of another frame, both in the key ego frame.
 
     Between the two an object moved by `source2target`; the car's own motion is taken out. Each box has one row for
@@ -55,15 +63,6 @@ class BoxMotion(Rows):
         "samples": (),
     }
     _INTEGERS = ("labels", "frames", "samples")
-
-    @classmethod
-    def empty(cls, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> "BoxMotion":
-        """No boxes."""
-        values: dict[str, Any] = {
-            name: torch.zeros(0, *shape, dtype=torch.int64 if name in cls._INTEGERS else dtype, device=device)
-            for name, shape in cls._SHAPES.items()
-        }
-        return cls(**values)
 
     @property
     def padded_sizes(self) -> Tensor:
@@ -105,7 +104,7 @@ class BoxMotion(Rows):
 
 
 @dataclass(eq=False)
-class FrameBoxes(Rows):
+class FrameBoxes(_Boxes):
     """Boxes at the time of one frame each, in the key ego frame: those that have no counterpart in another frame.
 
     Args:

@@ -7,7 +7,6 @@ Legend: R rays. Specification: specs/occflownet_splattingocc.md 1.4, 3.2, 3.6.
 """
 
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,11 +82,7 @@ class RayLabels(Rows):
         dtype: torch.dtype = torch.float32,
     ) -> "RayLabels":
         """No rays at all: what a frame without lidar gives."""
-        values: dict[str, Any] = {
-            name: torch.zeros(0, *shape, dtype=torch.int64 if name in cls._INTEGERS else dtype, device=device)
-            for name, shape in cls._SHAPES.items()
-        }
-        return cls(**values, frame_offsets=frame_offsets)
+        return cls._none(device, dtype, frame_offsets=frame_offsets)
 
     @property
     def points(self) -> Tensor:

@@ -74,6 +74,15 @@ class Rows:
         return self.select(self._samples() == sample)
 
     @classmethod
+    def _none(cls, device: torch.device | str, dtype: torch.dtype, **settings: Any) -> Self:
+        """No rows."""
+        values: dict[str, Any] = {
+            name: torch.zeros(0, *shape, dtype=torch.int64 if name in cls._INTEGERS else dtype, device=device)
+            for name, shape in cls._SHAPES.items()
+        }
+        return cls(**values, **settings)
+
+    @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
         """All rows of several, as they are.
 

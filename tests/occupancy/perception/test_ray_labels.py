@@ -7,6 +7,7 @@ import pytest
 import torch
 from ray_scene import HEIGHT, SPEC, WIDTH, K, camera2ego, ego_at, frame_at, pose
 
+from syntheocc.occupancy.data.frames import Boxes
 from syntheocc.occupancy.grids import OCC3D_NUSCENES
 from syntheocc.occupancy.perception import ray_projection
 from syntheocc.occupancy.perception.ray_config import (
@@ -196,6 +197,30 @@ def test_boxes_that_appear_and_vanish():
     assert appeared.labels.tolist() == [4, 4] and appeared.frames.tolist() == [0, 2]
     assert vanished.labels.tolist() == [7] and vanished.frames.tolist() == [2]
     appeared.check()
+
+
+def test_nothing_looks_through_what_vanished():
+    """The parked truck is gone in frame 2: what that frame's rays see through its place is not so in the key frame."""
+    made = [frame_at(-1, 4000), frame_at(0, 4000), frame_at(2, 4000, without=("truck",))]
+    config = replace(THREE, occlusion=False)
+    through = build_rays(made, replace(config, drop_through_vanished=False), SPEC).rays
+    rays, _, _, vanished = build_rays(made, config, SPEC)
+    assert vanished.labels.tolist() == [10] and vanished.frames.tolist() == [2]
+    gone, kept = through.select(through.frames == 2), rays.select(rays.frames == 2)
+    truck = Boxes(vanished.box2ego, vanished.sizes, ("truck",))
+
+    def meets(rays):
+        steps = torch.linspace(0, 1, 200)[:, None, None]
+        places = rays.origins + steps * (rays.points - rays.origins)
+        return truck.contains(places.flatten(0, 1)).view(200, -1).any(0)
+
+    assert 10 < len(gone) - len(kept) and not meets(kept).any()
+    # All but rays that touch a corner between two of the steps.
+    assert abs(int(meets(gone).sum()) - (len(gone) - len(kept))) <= 2
+    for t in (0, 1):
+        assert int((through.frames == t).sum()) == int((rays.frames == t).sum())
+    slow = reference_rays(made, config, SPEC)
+    assert len(slow) == len(rays) and torch.equal(slow.labels, rays.labels)
 
 
 def test_beyond_the_scenes_ends():
