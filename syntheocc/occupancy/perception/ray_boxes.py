@@ -173,18 +173,27 @@ def through_boxes(origins: Tensor, points: Tensor, frames: Tensor, boxes: FrameB
         bool [n].
     """
     through = torch.zeros_like(frames, dtype=torch.bool)
-    # A handful of objects: one after the other needs no pairs in memory.
-    for pose, size, t in zip(boxes.box2ego, boxes.sizes, boxes.frames, strict=True):
-        rotation = pose[:3, :3].T
-        start, end = (rotation @ place - (rotation @ pose[:3, 3])[:, None] for place in (origins, points))
-        way = end - start
-        # Parallel to a face: the way is between the planes for ever or never; so small a step finds out which.
-        way = torch.where(way.abs() < 1e-9, 1e-9, way)
-        half = size[:, None] / 2
-        one, other = (-half - start) / way, (half - start) / way
-        enter, leave = torch.minimum(one, other).amax(0), torch.maximum(one, other).amin(0)
-        through |= (enter <= leave) & (leave >= 0) & (enter <= 1) & (frames == t)
+    for t in boxes.frames.unique().tolist():
+        rows, own = (frames == t).nonzero()[:, 0], boxes.select(boxes.frames == t)
+        there, at = origins.index_select(1, rows), points.index_select(1, rows)
+        met = torch.zeros_like(rows, dtype=torch.bool)
+        # A handful of objects: one after the other needs no pairs in memory.
+        for pose, size in zip(own.box2ego, own.sizes, strict=True):
+            met |= _meets(there, at, pose, size)
+        through[rows] = met
     return through
+
+
+def _meets(origins: Tensor, points: Tensor, box2ego: Tensor, size: Tensor) -> Tensor:
+    """Which ways [3, n] to [3, n] are between all pairs of a box's faces at once: bool [n]."""
+    rotation, half = box2ego[:3, :3].T, size[:, None] / 2
+    start, end = (rotation @ place - (rotation @ box2ego[:3, 3])[:, None] for place in (origins, points))
+    way = end - start
+    # Parallel to a face: the way is between the planes for ever or never; so small a step finds out which.
+    way = torch.where(way.abs() < 1e-9, 1e-9, way)
+    one, other = (-half - start) / way, (half - start) / way
+    enter, leave = torch.minimum(one, other).amax(0), torch.maximum(one, other).amin(0)
+    return (enter <= leave) & (leave >= 0) & (enter <= 1)
 
 
 def _frame_by_frame(points: Tensor, frames: Tensor, box_frames: Tensor, rotation: Tensor, offset: Tensor) -> Tensor:
