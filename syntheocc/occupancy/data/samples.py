@@ -39,6 +39,14 @@ MPI_SETTINGS_FILE = "mpi_settings.json"
 RELEASED_MPI_SETTINGS = {"height": 56, "width": 100, "pixel_origin": "corner"}
 
 
+def usual_label_root(dataroot: Path, kind: OccupancyKind) -> Path:
+    """Where the label files of a format begin, as its own instructions lay them out from the data root."""
+    usual = Path(dataroot) / _USUAL_ROOTS[kind]
+    # `syntheocc world` keeps all of a world below its data root.
+    within = Path(dataroot) / usual.name
+    return within if not usual.is_dir() and within.is_dir() else usual
+
+
 @dataclass(kw_only=True)
 class SampleConfig:
     """Where the samples are."""
@@ -124,10 +132,7 @@ class SampleConfig:
         Raises:
             ValueError: that folder does not exist.
         """
-        usual = Path(self.dataroot_path) / _USUAL_ROOTS[kind]
-        # `syntheocc world` keeps all of a world below its data root.
-        within = Path(self.dataroot_path) / usual.name
-        root = self.occ_path or (within if not usual.is_dir() and within.is_dir() else usual)
+        root = self.occ_path or usual_label_root(self.dataroot_path, kind)
         if not Path(root).is_dir():
             raise ValueError(f"{root} (labels of kind {kind}) is not a folder; give it as --occ_path")
         return Path(root)

@@ -29,7 +29,7 @@ class SourceConfig:
     dataroot: Path = flag(Path("data/nuscenes"), "data root: the folder that holds samples/")
     info_path: tuple[str, ...] = flag((), "info pickles; empty: all frames of the JSON tables below --dataroot")
     labels: Literal["occ3d", "openocc_v2", "surroundocc", "openoccupancy"] = flag("occ3d", "format of the labels")
-    labels_root: Path | None = flag(None, "folder of the labels; empty: gts below --dataroot")
+    labels_root: Path | None = flag(None, "folder of the labels; empty: their usual place below --dataroot")
     max_samples: int | None = flag(None, "use the first so many frames only")
     allow_missing_files: bool = flag(
         False, "a picture that does not exist is a missing camera, not an unreadable sample"
@@ -80,9 +80,19 @@ class SourceConfig:
 
     def reader(self, **settings: Any) -> "LabelReader":
         """The reader of the labels; `settings` are `LabelReader`'s (instances, mask, ...)."""
+        from syntheocc.occupancy.data.samples import usual_label_root
         from syntheocc.occupancy.perception.labels import LabelReader
 
-        return LabelReader(self.labels_root or self.dataroot / "gts", self.labels, **settings)
+        root = self.labels_root
+        if root is None:
+            root = usual_label_root(self.dataroot, self.labels)
+            # The published trainers keep them below the format's name, and the panoptic copies beside.
+            panoptic = self.dataroot / f"{self.labels}_panoptic"
+            if settings.get("instances") == "file" and panoptic.is_dir():
+                root = panoptic
+            elif not root.is_dir() and (self.dataroot / self.labels).is_dir():
+                root = self.dataroot / self.labels
+        return LabelReader(root, self.labels, **settings)
 
 
 @dataclass(kw_only=True)

@@ -10,6 +10,7 @@ from syntheocc.occupancy.data.occ3d import Occ3DLabels, write_occ3d
 from syntheocc.occupancy.data.occupancy_files import occupancy_path, write_occupancy
 from syntheocc.occupancy.grids import OCC3D_NUSCENES, OPENOCC_V2, SURROUNDOCC, OccupancyGrid
 from syntheocc.occupancy.perception.labels import LabelReader
+from syntheocc.occupancy.perception.settings import SourceConfig
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +85,16 @@ def test_what_is_missing_is_named(labelled, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             LabelReader(root, **options)
+
+
+def test_labels_are_looked_for_where_the_formats_put_them(tmp_path):
+    config = SourceConfig(dataroot=tmp_path)
+    assert config.reader().root == tmp_path / "gts", "also in messages, where there are none"
+    (tmp_path / "occ3d").mkdir()
+    (tmp_path / "occ3d_panoptic").mkdir()
+    assert config.reader().root == tmp_path / "occ3d"
+    assert config.reader(instances="file").root == tmp_path / "occ3d_panoptic"
+    (tmp_path / "gts").mkdir()
+    assert config.reader().root == tmp_path / "gts"
+    assert SourceConfig(dataroot=tmp_path, labels="openocc_v2").reader().root == tmp_path / "openocc_v2"
+    assert SourceConfig(dataroot=tmp_path, labels_root=tmp_path / "mine").reader().root == tmp_path / "mine"

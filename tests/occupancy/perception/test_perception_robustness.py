@@ -100,7 +100,7 @@ def test_seventeen_classes_train_and_are_scored(tmp_path, camera_at):
     labels[:, 80:120, 2], labels[120:128, 90:94, 3:6] = 10, 0
     for frame in frames:
         write_occ3d(OccupancyGrid(labels, *OPENOCC_V2), occ3d_path(root / "openocc_v2", frame))
-    common = {"info_path": root / "named.pkl", "labels": "openocc_v2", "labels_root": root / "openocc_v2"}
+    common = {"info_path": root / "named.pkl", "labels": "openocc_v2"}
     log, model = trained(root, tmp_path / "model", preset="tiny", max_train_steps=2, global_batch_size=1, **common)
     assert len(log) == 2 and finite(log, model)
     assert model.config.taxonomy.num_classes == 17 and len(model.config.class_frequencies) == 17
