@@ -75,7 +75,7 @@ class ModelEntry(ABC):
         """The config for the labels and the number of frames that the settings name; ValueError if that cannot be."""
 
     def training_data(self, config: Any, recipe: TrainingRecipe, settings: TrainConfig) -> Any:
-        """The samples: a dataset with `order(epoch)`, that gives `BadSample` for what cannot be read."""
+        """The samples: a dataset with `frames` and `order(epoch)`, that gives `BadSample` for what cannot be read."""
         return training_samples(settings, config, recipe, training_labels(settings, config), BadSample)
 
     def build(self, config: Any, settings: TrainConfig) -> Any:

@@ -38,7 +38,8 @@ def train(config: TrainConfig) -> LoopResult:
     model_config, recipe = entry.preset(config.preset)
     model_config = entry.fit(model_config, config)
     dataset = entry.training_data(model_config, recipe, config)
-    sampler = EpochSampler(len(dataset), config.seed, order=dataset.order)
+    names = [frame.token for frame in dataset.frames]
+    sampler = EpochSampler(len(dataset), config.seed, order=dataset.order, names=names)
     if config.epochs is not None:
         steps = sampler.steps(config.epochs, config.global_batch_size)
         config = replace(config, max_train_steps=steps, epochs=None)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from small_drives import write_drives
 from test_backbones import published_state
 
 from syntheocc.engine.trackers import read_log
+from syntheocc.occupancy.data.infos_writing import write_infos
 from syntheocc.occupancy.data.nuscenes_frames import read_nuscenes
 from syntheocc.occupancy.data.occ3d import occ3d_path, write_occ3d
 from syntheocc.occupancy.grids import OCC3D_NUSCENES, OccupancyGrid
@@ -66,6 +68,15 @@ def test_a_resumed_run_ends_like_one_in_one_go(root, trained, tmp_path):
     expected = SparseOcc.from_pretrained(trained).state_dict()
     for name, value in SparseOcc.from_pretrained(tmp_path).state_dict().items():
         assert value.equal(expected[name]), name
+
+
+def test_a_run_is_not_continued_on_other_samples(root, trained, tmp_path, capsys):
+    shutil.copytree(trained / "checkpoint-2", tmp_path / "checkpoint-2")
+    others = [replace(frame, token=f"other{i}", prev=None) for i, frame in enumerate(read_nuscenes(root))]
+    write_infos(tmp_path / "others.pkl", others, data_root=root)
+    settings = {"info_path": tmp_path / "others.pkl", "resume_from_checkpoint": "latest"}
+    assert train.main(train_flags(root, tmp_path, **settings)) == 1
+    assert "other samples" in capsys.readouterr().err
 
 
 def test_two_processes_train_one_model(root, tmp_path):
