@@ -127,7 +127,7 @@ def make_drive(order: Order, number: int) -> dict[str, Any]:
         from syntheocc.worlds.accumulate import Accumulation
         from syntheocc.worlds.lidar import scan
 
-        accumulation = Accumulation.of(scene, [scan(scene, t) for t in scene.key_times])
+        accumulation = Accumulation.of(scene, [scan(scene, t, device=device) for t in scene.key_times])
         pairs = [accumulation.labels(i, order.preset, unseen=False) for i in chosen]
         made["accumulated_semantics"] = torch.stack([grid.labels for grid, _ in pairs])
         made["accumulated_instances"] = torch.stack([_bytes(instances) for _, instances in pairs])

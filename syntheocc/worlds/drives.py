@@ -71,7 +71,7 @@ def drive_of(
                 shots.append(Shot(camera, scene.ego.pose_at(moment), moment))
         images += [view.image for view in render_shots(scene, shots, device)]
         cam2global += [shot.ego2global @ shot.camera.cam2ego for shot in shots]
-    sweeps = [scan(scene, t) for t in times] if lidar or labels == "accumulated" else []
+    sweeps = [scan(scene, t, device=device) for t in times] if lidar or labels == "accumulated" else []
     pairs = _labels(scene, preset, labels, device, sweeps)
     intrinsics = torch.stack([camera.intrinsics for camera in rig.values()])
     return FrameStore(

@@ -89,19 +89,22 @@ def _swept(yaw: float) -> float:
     return ((END_YAW - yaw) / (2 * math.pi)) % 1.0
 
 
-def scan(scene: Scene, t_end: float, model: LidarModel | None = None) -> LidarSweep:
+def scan(
+    scene: Scene, t_end: float, model: LidarModel | None = None, device: torch.device | str = "cpu"
+) -> LidarSweep:
     """The sweep that ends at a time.
 
     Args:
         scene: what is there, with its ego car and lidar2ego.
         t_end: seconds; the sweep began `SWEEP_S` before.
         model: the sensor; None takes nuScenes'.
+        device: where it is computed; a second of one core, some ten milliseconds of a GPU.
 
     Returns:
-        A `LidarSweep`. The same scene and time give the same points.
+        A `LidarSweep` on the CPU. The same scene and time give the same points, on all devices up to rounding.
     """
-    model = model or LidarModel()
-    geometry = scene_geometry(scene)
+    model, device = model or LidarModel(), torch.device(device)
+    geometry = scene_geometry(scene, device)
     random = torch.Generator().manual_seed(zlib.crc32(f"lidar {scene.seed} {t_end:.6f}".encode()))
     share = (torch.arange(model.azimuths, dtype=torch.float64) + 1) / model.azimuths
     times = t_end - SWEEP_S * (1 - share)
@@ -121,22 +124,24 @@ def scan(scene: Scene, t_end: float, model: LidarModel | None = None) -> LidarSw
     )
     directions = beams @ lidar2world[:, :3, :3].transpose(-1, -2)  # [A, B, 3]
     origins = lidar2world[:, :3, 3]
-    poses = poses_at(scene, times.numpy(), ego2global)
-    distance, primitive, normal = _first_hits(geometry, scene, poses, origins, directions, model.max_range)
+    poses = poses_at(scene, times.numpy(), ego2global).to(device)
+    directions, origins, times = directions.to(device), origins.to(device), times.to(device)
+    distance, primitive, normal = _first_hits(geometry, poses, origins, directions, model.max_range)
     hit = torch.isfinite(distance)
-    category, instance, reflectivity = _what(scene, geometry, primitive, origins, directions, distance)
+    category, instance, reflectivity = _what(geometry, primitive, origins, directions, distance)
     cosine = -(normal * directions).sum(-1).clamp(-1, 0)
     distance, intensity, kept, spray = _measure(scene, model, random, distance, reflectivity, cosine)
     category = torch.where(spray, LIDARSEG_NAMES.index("noise"), category)
     instance = torch.where(spray, 0, instance)
     kept &= hit | spray
     points = origins[:, None] + distance[..., None].nan_to_num(posinf=0.0) * directions
-    world2lidar = invert_rigid(scene.ego.pose_at(t_end) @ scene.lidar2ego)
+    world2lidar = invert_rigid(scene.ego.pose_at(t_end) @ scene.lidar2ego).to(device)
     points = points @ world2lidar[:3, :3].T + world2lidar[:3, 3]
-    ring = torch.arange(model.beams, dtype=torch.float64).expand_as(distance)
+    ring = torch.arange(model.beams, dtype=torch.float64, device=device).expand_as(distance)
     rows = torch.cat([points, intensity[..., None], ring[..., None]], -1)
+    moments = times[:, None].expand_as(distance)
     return LidarSweep(
-        rows[kept].float(), category[kept].to(torch.uint8), instance[kept], times[:, None].expand_as(distance)[kept]
+        rows[kept].float().cpu(), category[kept].to(torch.uint8).cpu(), instance[kept].cpu(), moments[kept].cpu()
     )
 
 
@@ -145,8 +150,9 @@ def _measure(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Range with noise, intensity 0..255, which pulses come back, and which hit rain on the way; all [A, B]."""
     light = lighting_of(scene)
-    noise = torch.randn(2, *distance.shape, generator=random, dtype=torch.float64)
-    chance = torch.rand(3, *distance.shape, generator=random, dtype=torch.float64)
+    # Drawn on the CPU, so that all devices get the same.
+    noise = torch.randn(2, *distance.shape, generator=random, dtype=torch.float64).to(distance.device)
+    chance = torch.rand(3, *distance.shape, generator=random, dtype=torch.float64).to(distance.device)
     # The receiver evens out distance; what is left falls with the angle and with what is in the air.
     fog_m = 0.5 * light.fog_m if scene.weather == "fog" else 400.0 if light.rain else 4000.0
     echo = reflectivity * (0.25 + 0.75 * cosine) * torch.exp(-2 * distance.nan_to_num(posinf=0.0) / fog_m)
@@ -162,7 +168,7 @@ def _measure(
 
 
 def _what(
-    scene: Scene, geometry: SceneGeometry, primitive: Tensor, origins: Tensor, directions: Tensor, distance: Tensor
+    geometry: SceneGeometry, primitive: Tensor, origins: Tensor, directions: Tensor, distance: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Category, instance and reflectivity of what was hit, [A, B]."""
     solid = primitive.clamp_min(0)
@@ -171,8 +177,8 @@ def _what(
     material = geometry.solids.material[solid]
     on_ground = primitive == GROUND
     xy = (origins[:, None] + distance[..., None].nan_to_num(posinf=0.0) * directions)[..., :2][on_ground]
-    material[on_ground] = scene.ground.material_at(xy)
-    category[on_ground] = _GROUND_CATEGORY[scene.ground.label_at(xy).long()]
+    material[on_ground] = geometry.ground.material_at(xy)
+    category[on_ground] = _GROUND_CATEGORY.to(xy.device)[geometry.ground.label_at(xy).long()]
     return category, instance, geometry.table[material][..., REFLECTIVITY].double()
 
 
@@ -189,18 +195,18 @@ _GROUND_CATEGORY = _ground_categories()
 
 
 def _first_hits(
-    geometry: SceneGeometry, scene: Scene, poses: Tensor, origins: Tensor, directions: Tensor, max_range: float
+    geometry: SceneGeometry, poses: Tensor, origins: Tensor, directions: Tensor, max_range: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Distance float64, solid (or GROUND, NOTHING) int64 and world normal of each pulse's first hit, [A, B, ...]."""
     azimuths, beams, _ = directions.shape
     distance = ground_hit(
-        scene.ground, origins[:, None].expand_as(directions).reshape(-1, 3), directions.reshape(-1, 3), max_range
+        geometry.ground, origins[:, None].expand_as(directions).reshape(-1, 3), directions.reshape(-1, 3), max_range
     )
     primitive = torch.where(torch.isfinite(distance), GROUND, NOTHING)
-    normal = torch.zeros(azimuths * beams, 3, dtype=torch.float64)
+    normal = torch.zeros(azimuths * beams, 3, dtype=torch.float64, device=distance.device)
     ground = primitive == GROUND
     places = origins.repeat_interleave(beams, 0)[ground] + distance[ground, None] * directions.reshape(-1, 3)[ground]
-    normal[ground] = scene.ground.normal(places[:, :2])
+    normal[ground] = geometry.ground.normal(places[:, :2])
     azimuth, solid = _candidates(geometry, poses, origins, directions, max_range)
     world2shape = _pair_transforms(geometry, poses, azimuth, solid)
     linear, offset = world2shape[:, :3, :3], world2shape[:, :3, 3]
@@ -208,13 +214,13 @@ def _first_hits(
     d = directions[azimuth] @ linear.transpose(-1, -2)  # [K, B, 3]
     o = o[:, None].expand_as(d)
     kind, taper = geometry.solids.kind[solid], geometry.solids.taper[solid]
-    t = torch.empty(d.shape[:2], dtype=torch.float64)
+    t = torch.empty(d.shape[:2], dtype=torch.float64, device=d.device)
     for number, entry in ((0, _box_entry), (1, _ball_entry)):
         t[kind == number] = entry(o[kind == number], d[kind == number])
     cone = kind == 2
     t[cone] = _cone_entry(o[cone], d[cone], taper[cone, None].expand(-1, beams))
     t = torch.where((t > 0) & (t <= max_range), t, torch.inf)
-    pulse = azimuth[:, None] * beams + torch.arange(beams)
+    pulse = azimuth[:, None] * beams + torch.arange(beams, device=azimuth.device)
     nearest = distance.scatter_reduce(0, pulse.flatten(), t.flatten(), "amin")
     pair, beam = ((t == nearest[pulse]) & torch.isfinite(t)).nonzero().unbind(1)
     which = azimuth[pair] * beams + beam
@@ -236,7 +242,7 @@ def _candidates(
     ahead = directions[:, 0] + directions[:, -1]
     ahead = ahead / ahead.norm(dim=-1, keepdim=True)
     found = []
-    for part in torch.arange(len(origins)).split(128):
+    for part in torch.arange(len(origins), device=origins.device).split(128):
         for first, last, moving in ((0, split, False), (split, len(shape2frame), True)):
             axes, center = shape2frame[first:last, :3, :3], shape2frame[first:last, :3, 3]
             reach = axes.square().sum((-1, -2)).sqrt()

@@ -96,3 +96,23 @@ def test_rain_and_fog_take_points_away_and_the_same_seed_gives_the_same_sweep():
     assert far[0] < 0.8 * far[1]
     again = scan(make_scene(3, image_size=(100, 56), weather="clear", light="day"), 2.0, MODEL)
     assert torch.equal(clear.points, again.points) and torch.equal(clear.category, again.category)
+
+
+@pytest.mark.gpu
+def test_a_gpu_scans_the_same_points():
+    scene = make_scene(5, image_size=(32, 16), key_frames=2)
+    on_cpu, on_gpu = (scan(scene, scene.key_times[1], device=device) for device in ("cpu", "cuda"))
+    assert on_gpu.points.device.type == "cpu"
+    # A pulse along an edge may go either way by its last bit.
+    assert abs(len(on_cpu.points) - len(on_gpu.points)) <= 3
+    known = {
+        (time, ring): i for i, (time, ring) in enumerate(zip(on_cpu.times.tolist(), on_cpu.points[:, 4].tolist()))
+    }
+    keys = zip(on_gpu.times.tolist(), on_gpu.points[:, 4].tolist(), strict=True)
+    pairs = [(known[key], i) for i, key in enumerate(keys) if key in known]
+    assert len(pairs) >= len(on_cpu.points) - 3
+    first, second = torch.tensor(pairs).unbind(1)
+    apart = (on_cpu.points[first] - on_gpu.points[second]).abs().amax(1) > 1e-3
+    assert int(apart.sum()) <= 3
+    assert int((on_cpu.category[first] != on_gpu.category[second]).sum()) <= 3
+    assert int((on_cpu.instance[first] != on_gpu.instance[second]).sum()) <= 3

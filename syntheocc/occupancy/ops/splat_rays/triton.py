@@ -19,7 +19,7 @@ from torch import Tensor
 
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.ops.splat_rays import RayPaths
-from syntheocc.occupancy.ops.splat_rays.kernels import (
+from syntheocc.occupancy.ops.splat_rays.triton_kernels import (
     FLOAT_COLUMNS,
     INT_COLUMNS,
     composite,
