@@ -105,11 +105,9 @@ def test_a_gpu_scans_the_same_points():
     assert on_gpu.points.device.type == "cpu"
     # A pulse along an edge may go either way by its last bit.
     assert abs(len(on_cpu.points) - len(on_gpu.points)) <= 3
-    known = {
-        (time, ring): i for i, (time, ring) in enumerate(zip(on_cpu.times.tolist(), on_cpu.points[:, 4].tolist()))
-    }
-    keys = zip(on_gpu.times.tolist(), on_gpu.points[:, 4].tolist(), strict=True)
-    pairs = [(known[key], i) for i, key in enumerate(keys) if key in known]
+    keys = [list(zip(s.times.tolist(), s.points[:, 4].tolist(), strict=True)) for s in (on_cpu, on_gpu)]
+    known = {key: i for i, key in enumerate(keys[0])}
+    pairs = [(known[key], i) for i, key in enumerate(keys[1]) if key in known]
     assert len(pairs) >= len(on_cpu.points) - 3
     first, second = torch.tensor(pairs).unbind(1)
     apart = (on_cpu.points[first] - on_gpu.points[second]).abs().amax(1) > 1e-3

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.ops.splat_rays import RayPaths
+from syntheocc.occupancy.ops.splat_rays.lattice import SLACK, cross_lattice, window_size
+from syntheocc.occupancy.ops.splat_rays.responses import MAX_ALPHA, MIN_ALPHA, Response
 from syntheocc.occupancy.ops.splat_rays.triton_kernels import (
     FLOAT_COLUMNS,
     INT_COLUMNS,
@@ -27,8 +29,6 @@ from syntheocc.occupancy.ops.splat_rays.triton_kernels import (
     find_hits,
     sort_hits,
 )
-from syntheocc.occupancy.ops.splat_rays.lattice import SLACK, cross_lattice, window_size
-from syntheocc.occupancy.ops.splat_rays.responses import MAX_ALPHA, MIN_ALPHA, Response
 
 # A ray is left once no more than this share of it is: 50 m of what it misses is half a millimetre of depth.
 STOP = 1e-5
