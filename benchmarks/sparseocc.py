@@ -147,27 +147,34 @@ def _model_parts(bench: Bench, net: SparseOcc, step: Callable[[], Any], total: f
 
 
 def training(bench: Bench) -> None:
-    """One step of the published recipe on one sample, mixed precision, frozen batch statistics."""
-    for checkpointing in (True, False):
-        _train(bench, checkpointing)
+    """A step of the published recipe, mixed precision, frozen batch statistics, a generator a sample as in training.
+
+    Beside it two samples a step, and both with dropout from torch's own state: what drawing by sample costs.
+    """
+    for batch, by_sample, checkpointing in (
+        (1, True, True), (1, True, False), (1, False, False), (2, True, False), (2, False, False),
+    ):  # fmt: skip
+        _train(bench, batch, by_sample, checkpointing)
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
-def _train(bench: Bench, checkpointing: bool) -> None:
+def _train(bench: Bench, batch: int, by_sample: bool, checkpointing: bool) -> None:
     net = SparseOcc.from_preset(bench.args.preset, frozen_stages=1).to(bench.device).train()
     net.gradient_checkpointing_enable(checkpointing)
     config = net.config
     trained = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=bench.device.type == "cuda")
-    size = (1, config.num_frames, 6, 3, *config.image_size)
+    size = (batch, config.num_frames, 6, 3, *config.image_size)
     images = torch.randint(0, 256, size, dtype=torch.uint8, device=bench.device)
-    ego2img, labels = projections(config).to(bench.device), street_labels(config).to(bench.device)
+    ego2img = projections(config).to(bench.device).expand(batch, -1, -1, -1, -1)
+    labels = street_labels(config).to(bench.device).expand(batch, -1, -1, -1)
     instances = (labels != config.taxonomy.free).int() if config.panoptic else None
 
     def step() -> None:
+        generators = [torch.Generator(bench.device).manual_seed(i) for i in range(batch)] if by_sample else None
         with torch.autocast(bench.device.type, torch.bfloat16):
-            losses = net.losses(net(images, ego2img), labels, instances)
+            losses = net.losses(net(images, ego2img, generators), labels, instances)
         losses["loss"].backward()
         nn.utils.clip_grad_norm_(trained, 35.0)
         optimizer.step()
@@ -178,6 +185,7 @@ def _train(bench: Bench, checkpointing: bool) -> None:
     peak = peak_gb(bench, step)
     ms = bench.milliseconds(step, 3)
     what = f"step, bfloat16 autocast, checkpointing {'on' if checkpointing else 'off'}"
+    what += f", {batch} samples" * (batch > 1) + ", dropout of the batch" * (not by_sample)
     bench.row("training", what, ms=ms, peak_gb=peak, weights_and_optimizer_gb=resident)
 
 
