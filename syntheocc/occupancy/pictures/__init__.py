@@ -4,17 +4,18 @@ A *picture* here is a numpy array, uint8 [H, W, 3], RGB. Everything that can be 
 [0, 1], a float array) becomes one through :func:`as_picture`. Pillow is imported only where text, resampling or files
 are needed, so that this package costs the lightweight one nothing.
 
-| module         | draws                                                             |
-|----------------|-------------------------------------------------------------------|
-| `basics`       | palette views, blending, resampling, files                        |
-| `sheets`       | titles, legends, contact sheets, strips                           |
-| `colors`       | what a grid's voxels look like: classes, instances, errors        |
-| `above`        | bird's-eye views                                                  |
-| `oblique`      | solid voxels in 3D (`viewpoint`: from where, `faces`: what shows) |
-| `camera_views` | the grid in the cameras, over the photographs                     |
-| `comparison`   | prediction, ground truth, errors                                  |
-| `animation`    | a scene frame by frame                                            |
-| `tracks`       | instances that keep their colour over a scene                     |
+| module           | draws                                                             |
+|------------------|-------------------------------------------------------------------|
+| `basics`         | palette views, blending, resampling, files                        |
+| `sheets`         | titles, legends, contact sheets, strips                           |
+| `colors`         | what a grid's voxels look like: classes, instances, errors        |
+| `above`          | bird's-eye views                                                  |
+| `oblique`        | solid voxels in 3D (`viewpoint`: from where, `faces`: what shows) |
+| `camera_views`   | the grid in the cameras, over the photographs                     |
+| `rendered_views` | rendered depth and classes, beside the lidar's                    |
+| `comparison`     | prediction, ground truth, errors                                  |
+| `animation`      | a scene frame by frame                                            |
+| `tracks`         | instances that keep their colour over a scene                     |
 """
 
 from syntheocc.occupancy.pictures.above import bev_picture
@@ -41,6 +42,7 @@ from syntheocc.occupancy.pictures.colors import (
 )
 from syntheocc.occupancy.pictures.comparison import comparison_picture
 from syntheocc.occupancy.pictures.oblique import oblique_picture
+from syntheocc.occupancy.pictures.rendered_views import depth_picture, rendered_views
 from syntheocc.occupancy.pictures.sheets import (
     class_legend,
     contact_sheet,
@@ -68,6 +70,7 @@ __all__ = [
     "comparison_picture",
     "condition_pictures",
     "contact_sheet",
+    "depth_picture",
     "error_colors",
     "instance_color",
     "labelled",
@@ -76,6 +79,7 @@ __all__ = [
     "overlay",
     "palette_picture",
     "panoptic_colors",
+    "rendered_views",
     "resized",
     "save_animation",
     "save_picture",
