@@ -15,6 +15,7 @@ Example:
 
 import argparse
 import dataclasses
+import difflib
 import os
 import string
 import textwrap
@@ -113,7 +114,13 @@ def parse_flags(
         if ignored:
             text = f"accepted and ignored, so that command lines written for other scripts work: {' '.join(ignored)}"
             parser.epilog = textwrap.fill(text, 100, break_on_hyphens=False)
-        return config_class(**vars(parser.parse_args(argv)))
+        known, unknown = parser.parse_known_args(argv)
+        if unknown:
+            names = [f"--{name}" for field in fields for name in _names(field)]
+            near = difflib.get_close_matches(unknown[0].split("=")[0], names, 3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return config_class(**vars(known))
     except ValueError as error:
         parser.error(str(error))
 
@@ -142,8 +149,12 @@ def _add_flag(
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         text = f"{text} (default: {shown})"
     options["help"] = argparse.SUPPRESS if field.metadata.get("ignored") else text.replace("%", "%%")
-    names = (field.name, *field.metadata.get("aliases", ()))
-    parser.add_argument(*(f"--{name}" for name in names), **options)
+    parser.add_argument(*(f"--{name}" for name in _names(field)), **options)
+
+
+def _names(field: dataclasses.Field) -> tuple[str, ...]:
+    """A field's flag and its other names, without the hyphens."""
+    return (field.name, *field.metadata.get("aliases", ()))
 
 
 def _placeholder(hint: Any, choices: tuple | None, is_switch: bool) -> str:

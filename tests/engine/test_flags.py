@@ -57,7 +57,8 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--sed=5"], "unrecognized arguments: --sed=5"),
+        (["--sed=5"], "unrecognized arguments: --sed=5; did you mean --seed"),
+        (["--completely", "other"], "unrecognized arguments: --completely other (--help"),
         (["--mixed=fp16"], "unrecognized arguments"),  # no abbreviations: a later flag could change their meaning
         (["--use_cbgs=maybe"], "True or False"),
         (["--mixed_precision=fp8"], "no, fp16, bf16"),
