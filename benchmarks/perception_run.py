@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from perception_checks import checked_operators
 from perception_data import ACCUMULATED, EXACT, Drives, Exam, Order, Workshop, drives_of_all, exam_of_all
 from perception_models import ARMS, MODELS, Arm, Contender, Schedule, Training
 from perception_scores import AT_ONCE, best_setting, commonest, constant, count
@@ -52,6 +53,8 @@ def run(args: Namespace) -> dict | None:
 
     with group(ranks, device):
         drives, exams, facts = world(args, contender, arms, ranks, device, clock, say)
+        facts["operators"] = checked_operators(device)
+        say(f"operators: {facts['operators'] or 'plain torch'}", everyone=True)
         failures: list[str] = []
         schedule = planned(args, contender, mine, drives, exams, ranks, clock, say)
         facts |= {"schedule": vars(schedule), "learning_from": len(drives)}

@@ -182,3 +182,23 @@ def test_two_processes_train_examine_and_report(tmp_path):
 
     model = SparseOcc.from_pretrained(tmp_path / "model")
     assert model.config.panoptic and next(model.parameters()).dtype == torch.float32
+
+
+def test_an_operator_that_fails_or_differs_on_the_machine_is_done_without(monkeypatch):
+    import perception_checks
+
+    from syntheocc.occupancy.ops import distance_attention, msmv_sampling
+
+    def broken(backend):
+        if backend is None:
+            raise RuntimeError("no such kernel")
+        return [torch.ones(1)]
+
+    for module in (distance_attention, msmv_sampling):
+        monkeypatch.setattr(module, "choose_backend", lambda *_: "triton")
+    monkeypatch.setattr(perception_checks, "_attention", lambda device: broken)
+    monkeypatch.setattr(perception_checks, "_sampling", lambda device: lambda backend: [torch.tensor([2.0, 2.01])])
+    found = perception_checks.checked_operators(torch.device("cuda"))
+    assert found == {"distance_attention": "torch: RuntimeError: no such kernel", "msmv_sampling": "triton"}
+    assert distance_attention.choose_backend() == "torch" and msmv_sampling.choose_backend() == "triton"
+    assert perception_checks.checked_operators(torch.device("cpu")) == {}
