@@ -15,6 +15,8 @@ from syntheocc.occupancy.perception.transforms import GridTransform
 from syntheocc.occupancy.perception.view_transform import LiftCameras
 from syntheocc.occupancy.perception.volume_model import VolumeModel, VolumeOutput
 from syntheocc.occupancy.perception.volume_step import VolumeStep, unaugmented, voxel_losses
+from syntheocc.occupancy.rendering.compositing import raw_alpha, shift_of
+from syntheocc.occupancy.rendering.dvgo import DvgoSettings
 from syntheocc.occupancy.rendering.rays import BoxMotion, RayLabels
 
 MODELS: dict[str, tuple[type[VolumeModel], type[VolumeStep], str]] = {
@@ -70,7 +72,7 @@ def test_training_steps_lower_the_loss(name):
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     batch = scene_batch(samples=2)
     losses = []
-    for index in range(8):
+    for index in range(6):
         found = step(batch, index, [0, 1])
         assert torch.allclose(found["loss"], sum(v for k, v in found.items() if k != "loss"))
         optimizer.zero_grad()
@@ -276,3 +278,56 @@ def test_configs_that_do_not_fit_are_refused():
     del values["trunk"]
     with pytest.raises(ValueError, match="lacks trunk"):
         OccFlowNetConfig.from_dict(values)
+
+
+@pytest.mark.parametrize("flow", ["warp", "scatter", "filter", "none"])
+def test_flow_modes_differ_where_something_moves(flow):
+    """The losses of the key frame's rays are the same in all modes; those of others know what was done."""
+    model, step = build("occflownet", flow=flow)
+    plain_model, plain = build("occflownet", flow="none")
+    batch, output = scene_batch(), volumes(model)
+
+    def losses(of, rays):
+        return of.ray_losses(output, batch.grid_transforms, rays, batch.motion, seeded(0, 0, torch.device("cpu")))
+
+    key = batch.rays.select(batch.rays.is_key)
+    torch.testing.assert_close(losses(step, key), losses(plain, key))
+    others = batch.rays.select(~batch.rays.is_key)
+    difference = abs(float(losses(step, others)["depth"] - losses(plain, others)["depth"]))
+    assert (difference > 1e-4) == (flow != "none")
+
+
+def test_published_renderings_are_trained_too():
+    """Densities below one a metre, lengths against z, shifted volumes; RenderOcc's contracted space."""
+    batch = scene_batch(samples=2)
+    heads = replace(OccFlowNet.presets["occflownet_2d_tiny"]()[0].heads, density_bias=0.0)
+    config = OccFlowNet.presets["occflownet_2d_tiny"]()[0]
+    trunk = replace(config.trunk, legacy=True)
+    model, step = build("occflownet", legacy=True, density="sigmoid", flow="scatter", heads=heads, trunk=trunk)
+    output = volumes(model, 2)
+    found = step.ray_losses(output, None, batch.rays, batch.motion, seeded(0, 0, torch.device("cpu")))
+    shifted = RayLabels(**{k: getattr(batch.rays, k) for k in batch.rays._SHAPES}, frame_offsets=(-1, 0, 1))
+    shifted.distance = shifted.distance + 5  # nothing but z counts
+    again = step.ray_losses(output, None, shifted, batch.motion, seeded(0, 0, torch.device("cpu")))
+    assert float(found["depth"]) == float(again["depth"])
+    step(batch, 0, [0, 1])["loss"].backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    model, step = build("renderocc", render=DvgoSettings(legacy=True, radius=15.0), threshold=8.5)
+    loss = step(batch, 0, [0, 1])["loss"]
+    loss.backward()
+    assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_half_opaque_voxels_are_where_the_threshold_is():
+    """RenderOcc: two samples of 29 % stop half of a ray; OccFlowNet: an opacity of one half."""
+    model, _ = build("renderocc")
+    raw = torch.tensor([13.0, 13.8155, 14.5])
+    torch.testing.assert_close(model.density(raw), raw, atol=1e-4, rtol=0)
+    opacity = model.voxel_logits(raw).sigmoid()
+    assert float(opacity[1]) == pytest.approx(0.5, abs=1e-4) and model.config.threshold == 13.8155
+    assert (model.density(raw) > model.config.threshold).tolist()[::2] == [False, True]
+    alpha = raw_alpha(raw, shift_of(), 0.5)
+    torch.testing.assert_close(1 - (1 - alpha) ** 2, opacity, atol=1e-5, rtol=0)
+    softplus, _ = build("occflownet", density="softplus")
+    stopped = 1 - torch.exp(-softplus.density(raw - 13.5) * 0.8)
+    torch.testing.assert_close(softplus.voxel_logits(raw - 13.5).sigmoid(), stopped, atol=1e-5, rtol=0)
