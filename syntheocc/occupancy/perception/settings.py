@@ -35,6 +35,13 @@ class SourceConfig:
         False, "a picture that does not exist is a missing camera, not an unreadable sample"
     )
 
+    decoder: Literal["pillow", "turbojpeg"] = flag("pillow", "decodes JPEGs; turbojpeg is the package simplejpeg")
+    draft: bool = flag(True, "decode JPEGs at the scale that is needed, instead of in full")
+
+    def picture_settings(self) -> dict[str, Any]:
+        """How pictures are read, as fields of `Sampling`."""
+        return {name: getattr(self, name) for name in ("allow_missing_files", "decoder", "draft")}
+
     def check_source(self) -> None:
         """Paths given as text become paths; ValueError for a number of frames below one."""
         self.dataroot = Path(self.dataroot)

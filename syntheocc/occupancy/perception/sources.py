@@ -75,5 +75,4 @@ def test_samples(
 def _sampling(model: Any, settings: SourceConfig, flip: bool = False, **more: Any) -> Sampling:
     height, width = model.image_size
     image = ImageAugmentation(height=height, width=width, flip=flip)
-    missing = settings.allow_missing_files
-    return Sampling(num_frames=model.num_frames, image=image, allow_missing_files=missing, **more)
+    return Sampling(num_frames=model.num_frames, image=image, **settings.picture_settings(), **more)

@@ -34,6 +34,7 @@ class Validation:
             info_path=settings.validation_info_path,
             labels=settings.labels,
             labels_root=settings.labels_root,
+            **settings.picture_settings(),
             mask=settings.label_mask,
             metrics=("miou", "rayiou"),
             output_dir=settings.output_dir,

@@ -88,7 +88,7 @@ class VolumeEntry(ModelEntry):
         )
         return OccupancyFrames(
             settings.frames(),
-            render_sampling(config, recipe),
+            render_sampling(config, recipe, **settings.picture_settings()),
             config.grid,
             training_labels(settings, config) if config.voxel_weight else None,
             data_root=settings.dataroot,

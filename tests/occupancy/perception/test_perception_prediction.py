@@ -22,8 +22,9 @@ from syntheocc.occupancy.data.infos_writing import write_infos
 from syntheocc.occupancy.grids import OCC3D_NUSCENES, OccupancyGrid
 from syntheocc.occupancy.metrics import panoptic_instances
 from syntheocc.occupancy.perception import evaluate, predict, train
+from syntheocc.occupancy.perception.registry import model_entry
 from syntheocc.occupancy.perception.settings import EvaluateConfig, PredictConfig
-from syntheocc.occupancy.perception.sparseocc import SparseOcc
+from syntheocc.occupancy.perception.sparseocc import SparseOcc, preset
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -251,6 +252,14 @@ def test_a_picture_that_is_not_there_is_an_unreadable_sample_or_a_missing_camera
     assert set(read_json(out / "bad_samples.json")) == {frames[3].token, frames[4].token}
     assert predict.main([*arguments, "--allow_missing_files"]) == 0
     assert read_json(out / "bad_samples.json") == {} and set(predicted(out)) == set(offline)
+
+
+def test_the_flags_say_how_pictures_are_read(world):
+    config = PredictConfig(
+        dataroot=world, info_path=unsorted(world), allow_missing_files=True, decoder="turbojpeg", draft=False
+    )
+    sampling = model_entry("sparseocc").test_data(preset("tiny").model, config).sampling
+    assert (sampling.allow_missing_files, sampling.decoder, sampling.draft) == (True, "turbojpeg", False)
 
 
 def test_an_entry_of_the_infos_that_is_no_frame_is_listed(world, weights, tmp_path):
