@@ -7,6 +7,7 @@ import torch
 
 from syntheocc.occupancy.grids import OCC3D_NUSCENES, GridSpec
 from syntheocc.occupancy.perception.image_encoders import StereoImageEncoder, Swin
+from syntheocc.occupancy.perception.transforms import GridTransform
 from syntheocc.occupancy.perception.trunk import OccupancyTrunk, TrunkConfig
 from syntheocc.occupancy.perception.view_transform import DepthBins, LiftCameras
 from syntheocc.occupancy.perception.volume_encoder import VolumeEncoder
@@ -213,3 +214,36 @@ def test_what_does_not_fit_is_refused(tiny, inputs):
         OccupancyTrunk(replace(TINY, backbone="vgg"))
     with pytest.raises(ValueError, match="two of the stages"):
         OccupancyTrunk(replace(TINY, neck_stages=(3, 2)))
+
+
+def test_the_published_geometry_is_another_volume(tiny, inputs):
+    """Truncated voxels and pixels from edge to edge: the same weights give another answer, with gradients."""
+    images, cameras = inputs
+    legacy = OccupancyTrunk(replace(TINY, legacy=True))
+    legacy.load_state_dict(tiny.state_dict())
+    tiny.eval(), legacy.eval()
+    assert not torch.allclose(legacy(images, cameras).volume, tiny(images, cameras).volume)
+    legacy(images, cameras).volume.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in legacy.parameters() if p.grad is not None)
+
+
+def test_a_mirrored_grid_has_the_mirrored_features(tiny, inputs):
+    """Up to the 3D network, which is no more symmetric than any: what is lifted is mirrored with the grid."""
+    images, cameras = inputs
+    turn = GridTransform(flip_x=True, flip_y=True).matrix().float()
+    # The cameras stand aside, so that no point lies on a voxel's face, which belongs to one side alone.
+    aside = torch.eye(4)
+    aside[:2, 3] = torch.tensor([0.137, 0.071])
+    cameras = replace(cameras, ego2img=cameras.ego2img @ aside)
+    ego2img = cameras.ego2img @ torch.linalg.inv(turn)
+    mirrored = replace(cameras, ego2img=ego2img, grid_transforms=turn.expand(2, 4, 4))
+    tiny.eval()
+    lifted = []
+    for rig in (cameras, mirrored):
+        found = {}
+        handle = tiny.pre_process.register_forward_pre_hook(lambda _, inputs, found=found: found.update(x=inputs[0]))
+        vectors = cameras.vectors()  # the same for both: the depth network may know of the mirror
+        tiny._frame(images[:, 0], rig, vectors, 0, None)
+        handle.remove()
+        lifted.append(found["x"])
+    torch.testing.assert_close(lifted[1].flip((2, 3)), lifted[0], atol=1e-5, rtol=1e-4)
