@@ -3,7 +3,8 @@
 Also ``python -m syntheocc.occupancy.perception.predict`` with the same flags.
 
 One `<token>.npz` a frame: `pred` uint8 [X, Y, Z], labels of the model's class table, and of a panoptic model
-`instances` int32 [X, Y, Z], 0 none. What is there is not made again, so the same command goes on where it stopped;
+`instances` int32 [X, Y, Z], 0 none. A sweep of thresholds adds `occupancy` and `free_space`, and the same by scene
+(`occupancy.data.prediction_files`). What is there is not made again, so the same command goes on where it stopped;
 under torchrun the processes share the frames.
 """
 
@@ -16,11 +17,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from syntheocc.engine.files import atomic_write_json, atomic_write_npz, read_json
+from syntheocc.engine.files import atomic_write_json, atomic_write_npz, read_json, read_npz
 from syntheocc.engine.flags import parse_flags
 from syntheocc.engine.loading import BadSample
 from syntheocc.engine.ranks import Ranks
 from syntheocc.occupancy.data.frames import Frame
+from syntheocc.occupancy.data.prediction_files import write_scene_predictions
 from syntheocc.occupancy.grids import Preset
 from syntheocc.occupancy.perception.prediction import OccupancyPrediction
 from syntheocc.occupancy.perception.registry import ModelEntry, load_model
@@ -87,9 +89,24 @@ def predict_missing(config: PredictConfig, ranks: Ranks, entry: ModelEntry, mode
     if len(bad) == wanted + len(unlisted):
         token, reason = next(iter(bad.items()))
         raise ValueError(f"none of {len(bad)} samples could be read; {token}: {reason}")
+    if len(config.threshold) > 1 and ranks.is_main:
+        done = [frame for frame in dataset.frames[:wanted] if frame.token not in bad]
+        _write_scenes(config, done)
     if config.pictures:
         _draw(config, ranks, dataset.frames[:wanted], Preset(model.config.grid, model.config.taxonomy))
     return bad
+
+
+def _write_scenes(config: PredictConfig, frames: Sequence[Frame]) -> None:
+    """The sweep's scenes as OccFlowNet saves them, below a folder with the name of the weights."""
+    scenes: dict[str, list[Frame]] = {}
+    for frame in frames:
+        scenes.setdefault(frame.scene or "scene", []).append(frame)
+    for scene, members in scenes.items():
+        found = {f.token: read_npz(_path(config, f.token), ["occupancy", "free_space"]) for f in members}
+        classes = {token: torch.from_numpy(arrays["occupancy"]) for token, arrays in found.items()}
+        free = {token: torch.from_numpy(arrays["free_space"]) for token, arrays in found.items()}
+        write_scene_predictions(classes, free, config.output_dir, config.weights.stem, scene)
 
 
 def _draw(config: PredictConfig, ranks: Ranks, frames: Sequence[Frame], preset: Preset) -> None:

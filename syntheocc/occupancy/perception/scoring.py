@@ -9,6 +9,7 @@ from torch import Tensor
 
 from syntheocc.engine.files import read_npz
 from syntheocc.occupancy.data.frames import Frame
+from syntheocc.occupancy.data.prediction_files import with_free
 from syntheocc.occupancy.grids import OccupancyGrid
 from syntheocc.occupancy.metrics import (
     Accumulator,
@@ -111,7 +112,7 @@ class Scoring:
             given["miou"] = (pred, truth, kept, token)
             for index, threshold in enumerate(self.sweep):
                 free, occupancy = torch.from_numpy(arrays["free_space"][index]), torch.from_numpy(arrays["occupancy"])
-                at = torch.where(free, self.taxonomy.free, occupancy).to(torch.uint8)
+                at = with_free(occupancy, free, self.taxonomy.free)
                 given[f"miou@{threshold:g}"] = (at, truth, kept, token)
         on_device = (pred.to(self.device), truth.to(self.device))
         if "rayiou" in self.metrics:

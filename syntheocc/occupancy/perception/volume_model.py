@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from syntheocc.occupancy.data.prediction_files import free_space
 from syntheocc.occupancy.perception.backbone_weights import BackboneReport
 from syntheocc.occupancy.perception.prediction import OccupancyPrediction
 from syntheocc.occupancy.perception.recipes import TrainingRecipe
@@ -20,6 +21,7 @@ from syntheocc.occupancy.perception.trunk import OccupancyTrunk
 from syntheocc.occupancy.perception.view_transform import LiftCameras
 from syntheocc.occupancy.perception.volume_config import VolumeConfig
 from syntheocc.occupancy.perception.volume_heads import VolumeHeads
+from syntheocc.occupancy.rendering.gaussian import decide
 
 __all__ = ["VolumeModel", "VolumeOutput"]
 
@@ -106,8 +108,7 @@ class VolumeModel(nn.Module, ABC):
             threshold: instead of the one that is stored with the weights.
         """
         limit = self.config.threshold if threshold is None else threshold
-        classes = output.logits.argmax(-1)
-        return torch.where(self.density(output.raw) > limit, classes, self.config.taxonomy.free).to(torch.uint8)
+        return decide(self.density(output.raw), output.logits, limit, self.config.taxonomy.free)
 
     @torch.no_grad()
     def predict(self, images: Tensor, cameras: LiftCameras, thresholds: Sequence[float] = ()) -> OccupancyPrediction:
@@ -126,9 +127,8 @@ class VolumeModel(nn.Module, ABC):
         output = self(images, cameras)
         prediction = OccupancyPrediction(self.config.grid, self.config.taxonomy, self.labels(output))
         if len(thresholds):
-            density = self.density(output.raw)
             prediction.occupancy = output.logits.argmax(-1).to(torch.uint8)
-            prediction.free_space = torch.stack([density <= threshold for threshold in thresholds], 1)
+            prediction.free_space = free_space(self.density(output.raw), thresholds).transpose(0, 1)
         return prediction
 
     def with_threshold(self, threshold: float) -> Self:

@@ -9,6 +9,7 @@ import pytest
 from syntheocc.engine.optimizers import learning_rate_factor
 from syntheocc.engine.trackers import read_log
 from syntheocc.occupancy.data.nuscenes_frames import read_nuscenes
+from syntheocc.occupancy.data.prediction_files import read_scene_predictions
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.perception import OccFlowNet, evaluate, predict, train
 from syntheocc.occupancy.perception.registry import model_entry
@@ -83,6 +84,10 @@ def test_a_sweep_of_thresholds_comes_besides(root, trained, tmp_path):
         free, occupancy, pred = arrays["free_space"], arrays["occupancy"], arrays["pred"]
     assert free.shape == (3, 200, 200, 16) and not free[0].any() and free[2].all() and occupancy.max() < 17
     assert np.array_equal(np.where(free[1], 17, occupancy), pred)  # the stored one is 0.5
+    # The same by scene, as the published program saves it.
+    frame = read_nuscenes(root)[0]
+    classes, layers = read_scene_predictions(tmp_path, folder.stem, frame.scene)[token]
+    assert np.array_equal(classes, occupancy) and np.array_equal(layers, free)
     # Another threshold's predictions are not mixed with these.
     arguments = flags(dataroot=root, weights=folder, device="cpu", max_samples=1)
     assert predict.main([*arguments, *flags(output_dir=tmp_path, threshold=0.4)]) == 1
