@@ -175,6 +175,7 @@ def test_a_prediction_of_another_shape_or_class_is_refused(world, weights, tmp_p
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_and_infos_without_scenes_score_the_same(world, weights, tmp_path):
     """RayIoU asks which frames belong together: the label folders say so where the infos do not."""
     assert not any(frame.scene for path in unsorted(world) for frame in read_infos(path, world))
