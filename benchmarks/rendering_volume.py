@@ -19,6 +19,7 @@ from torch import Tensor
 from syntheocc.occupancy.grids import OCC3D_NUSCENES, GridSpec
 from syntheocc.occupancy.losses.rendering import depth_loss, semantic_loss
 from syntheocc.occupancy.ops.mpi_lookup import has_module
+from syntheocc.occupancy.ops.volume_rays import RaySamples, volume_rays
 from syntheocc.occupancy.rendering.compositing import RenderedRays
 from syntheocc.occupancy.rendering.dvgo import DvgoSettings, render_dvgo
 from syntheocc.occupancy.rendering.flow import FlowMode, render_labels
@@ -58,16 +59,20 @@ def ways(rays: RayLabels, spec: GridSpec, motion: BoxMotion, kernels: bool, gpu:
     """The renderers that are compared."""
     whole = len(rays)
 
-    def by(mode: FlowMode = "none", backend: str = "triton" if kernels else "torch", **settings: Any) -> Render:
+    def by(
+        mode: FlowMode = "none", backend: str = "triton" if kernels else "torch", keep: bool = False, **settings: Any
+    ) -> Render:
         chosen = RenderSettings(backend=backend, **settings)
-        return lambda density, logits: render_labels(density, logits, rays, spec, chosen, mode, motion)
+        return lambda density, logits: render_labels(
+            density, logits, rays, spec, chosen, mode, motion, keep_samples=keep
+        )
 
     def dvgo(settings: DvgoSettings) -> Render:
         return lambda density, logits: render_dvgo(
             fields_of(20 * density, logits), rays.samples, rays.origins, rays.directions, spec, settings
         )
 
-    made = {"importance, triton": by()} if kernels else {}
+    made = {"importance, triton": by(), "importance, triton, samples kept": by(keep=True)} if kernels else {}
     # A CPU would swap.
     made |= {"importance, torch, one chunk": by(backend="torch", chunk=whole)} if gpu else {}
     return made | {
@@ -106,25 +111,25 @@ def _row(bench: Bench, what: str, scene: Scene, labels: RayLabels, render: Rende
 
 
 def _kernels(bench: Bench, name: str, scene: Scene, labels: RayLabels, spec: GridSpec) -> None:
-    """The operator alone, at samples that a step would look at, and with --tune other sizes of its blocks."""
-    from syntheocc.occupancy.ops.volume_render.triton import (
-        BACKWARD_CONFIG,
-        FORWARD_CONFIG,
-        launch_backward,
-        launch_forward,
-    )
+    """Rays in one kernel, at samples that a step would look at, and with --tune other sizes of its blocks."""
+    from syntheocc.occupancy.ops.volume_rays import triton as launches
 
     with torch.no_grad():
         seen = render_labels(scene.opacity, scene.features, labels, spec, mode="none", keep_samples=True)
-    assert seen.sample_weights is not None and seen.midpoints is not None
+    assert seen.midpoints is not None and seen.lengths is not None
     points = labels.origins[:, None] + labels.directions[:, None] * seen.midpoints[..., None]
-    given = (scene.features[0], voxel_coordinates(points, spec), seen.sample_weights, False)
-    grad = launch_forward(*given)
+    samples = RaySamples(voxel_coordinates(points, spec), seen.lengths, seen.midpoints, labels.distance)
+    leaves = [part[0].detach().requires_grad_() for part in (scene.opacity, scene.features)]
+
+    def rays(backward: bool) -> Any:
+        out = volume_rays(*leaves, samples, 0.4, False, "triton")
+        return torch.autograd.grad(out, leaves, [torch.ones_like(part) for part in out]) if backward else out
+
+    used = launches.FORWARD_CONFIG, launches.BACKWARD_CONFIG
     sizes = [(s, w) for s in (8, 16, 32, 64) for w in (1, 2, 4)] if getattr(bench.args, "tune", False) else []
-    sizes = sizes[:1] if bench.args.smoke else sizes
-    for config in [None, *sizes]:
-        ahead, back = (FORWARD_CONFIG, BACKWARD_CONFIG) if config is None else (config, config)
-        forward = bench.milliseconds(lambda: launch_forward(*given, ahead))  # noqa: B023
-        backward = bench.milliseconds(lambda: launch_backward(grad, *given, back))  # noqa: B023
+    for config in [None, *(sizes[:1] if bench.args.smoke else sizes)]:
+        launches.FORWARD_CONFIG, launches.BACKWARD_CONFIG = used if config is None else (config, config)
+        forward, both = bench.milliseconds(lambda: rays(False)), bench.milliseconds(lambda: rays(True))
         what = f"kernels, {name}, " + ("as used" if config is None else f"{config[0]} samples, {config[1]} warps")
-        bench.row("volume", what, forward_ms=forward, backward_ms=backward)
+        bench.row("volume", what, forward_ms=forward, backward_ms=both - forward)
+    launches.FORWARD_CONFIG, launches.BACKWARD_CONFIG = used

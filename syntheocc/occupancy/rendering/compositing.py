@@ -17,6 +17,7 @@ __all__ = [
     "RenderedRays",
     "activate_density",
     "composite_depth",
+    "depth_of_sums",
     "metric_density",
     "raw_alpha",
     "weights_from_alpha",
@@ -152,9 +153,13 @@ def composite_depth(weights: Tensor, midpoints: Tensor, form: DepthForm, far: fl
             "residual": what passes counts as `far`.
         far: metres.
     """
-    depth = (weights * midpoints).sum(1)
+    return depth_of_sums((weights * midpoints).sum(1), weights.sum(1), form, far)
+
+
+def depth_of_sums(depth: Tensor, weight_sum: Tensor, form: DepthForm, far: float) -> Tensor:
+    """`composite_depth` of the sums [R] of weight * midpoint and of the weights."""
     if form == "normalised":
-        return depth / weights.sum(1).clamp_min(1e-6)
+        return depth / weight_sum.clamp_min(1e-6)
     if form == "residual":
-        return depth + (1 - weights.sum(1)) * far
+        return depth + (1 - weight_sum) * far
     return depth

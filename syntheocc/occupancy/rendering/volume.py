@@ -21,12 +21,14 @@ from torch import Tensor
 
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.losses.rendering import mass_before
+from syntheocc.occupancy.ops.volume_rays import RaySamples, volume_rays
 from syntheocc.occupancy.ops.volume_render import choose_backend, composite_volume
 from syntheocc.occupancy.rendering.compositing import (
     DensityForm,
     DepthForm,
     RenderedRays,
     composite_depth,
+    depth_of_sums,
     metric_density,
     weights_from_density,
 )
@@ -63,7 +65,8 @@ class RenderSettings:
     chunk: int = 16384
     """Rays at a time."""
     backend: str | None = None
-    """Of `composite_volume`; None takes the fastest."""
+    """Of `composite_volume`; "triton" renders rays of objects that stand still in one kernel (`volume_rays`); None
+    takes the fastest."""
 
     def __post_init__(self):
         if not 0 <= self.near < self.far:
@@ -181,6 +184,11 @@ class _Piece:
     settings: RenderSettings
     warp: RayWarp | None
 
+    @property
+    def voxel_size(self) -> float:
+        """Metres that an opacity is for."""
+        return sum(self.spec.voxel_size) / 3
+
     def lookup(self, distances: Tensor) -> "_Lookup":
         """Where the field is looked at for points at distances [r, S]."""
         points = self.origins[:, None] + self.directions[:, None] * distances[..., None]
@@ -201,7 +209,7 @@ class _Piece:
             body = self.read(volume if stays is None else volume * ~stays, where.source)
             moved = where.moved if stays is None else where.moved & (body >= values)
             values, at = torch.where(moved, body, values), torch.where(moved[..., None], where.source, at)
-        return metric_density(values, self.settings.density, sum(self.spec.voxel_size) / 3), at
+        return metric_density(values, self.settings.density, self.voxel_size), at
 
     def read(self, volume: Tensor, at: Tensor) -> Tensor:
         """Values at voxel coordinates: of the voxel itself between voxel crossings, interpolated otherwise."""
@@ -224,17 +232,24 @@ class _Piece:
         self, density: Tensor, semantics: Tensor, at: Tensor, edges: Tensor, limits: Tensor | None, keep: bool
     ) -> RenderedRays:
         """Looks up and composites; called once more in the backward pass where rays come in chunks."""
+        settings, exact = self.settings, self.settings.sampling == "exact"
         with torch.no_grad():
             where = self.lookup(at)
             lengths, middle = edges.diff(dim=1), (edges[:, 1:] + edges[:, :-1]) / 2
+        backend = settings.backend or choose_backend(semantics)
+        if backend == "triton" and where.source is None and not keep:
+            samples = RaySamples(where.at, lengths, middle, middle.new_zeros(len(at)) if limits is None else limits)
+            size = self.voxel_size if settings.density == "opacity" else 0.0
+            stops, classes = volume_rays(density, semantics, samples, size, exact, backend)
+            weight_sum, depth, front = stops.unbind(1)
+            depth = depth_of_sums(depth, weight_sum, settings.depth, settings.far)
+            return RenderedRays(weight_sum, depth, classes, None if limits is None else front)
         values, coordinates = self.density_at(density, where)
         weights = weights_from_density(values, lengths)
         return RenderedRays(
             weight_sum=weights.sum(1),
-            depth=composite_depth(weights, middle, self.settings.depth, self.settings.far),
-            semantics=composite_volume(
-                semantics, coordinates, weights, self.settings.sampling == "exact", self.settings.backend
-            ),
+            depth=composite_depth(weights, middle, settings.depth, settings.far),
+            semantics=composite_volume(semantics, coordinates, weights, exact, backend),
             front=None if limits is None else mass_before(weights, middle, limits),
             sample_weights=weights if keep else None,
             midpoints=middle if keep else None,

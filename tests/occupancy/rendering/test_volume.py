@@ -381,17 +381,22 @@ def test_wrong_shapes_are_refused():
         ),
     ],
 )
-def test_backends_render_the_same(sampling, backend, device):
+@pytest.mark.parametrize(("form", "depth"), [("opacity", "residual"), ("sigmoid", "sum")])
+def test_backends_render_the_same(sampling, backend, device, form, depth):
     density, semantics, index, origins, directions = scene(dtype=torch.float32)
-    results = []
-    for name, where in (("torch", "cpu"), (backend, device)):
-        leaves = [t.to(where, copy=True).requires_grad_() for t in (density, semantics)]
-        settings = RenderSettings(
-            sampling=sampling, far=8.0, proposals=12, samples=20, chunk=25, backend=name
-        )  # fmt: skip
-        rays = [t.to(where) for t in (index, origins, directions)]
-        seen = render_rays(fields_of(*leaves), *rays, SPEC, settings)
-        loss = seen.depth.sum() + seen.semantics.square().sum()
-        results.append([t.detach().cpu() for t in (seen.depth, seen.semantics, *torch.autograd.grad(loss, leaves))])
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
+    index, origins, directions = index[:12], origins[:12], directions[:12]
+    for keep in (False, True):
+        results = []
+        for name, where in (("torch", "cpu"), (backend, device)):
+            leaves = [t.to(where, copy=True).requires_grad_() for t in (density, semantics)]
+            settings = RenderSettings(
+                sampling=sampling, far=8.0, proposals=12, samples=20, chunk=9, backend=name, density=form, depth=depth
+            )  # fmt: skip
+            rays = [t.to(where) for t in (index, origins, directions)]
+            limits = torch.full((12,), 3.0, device=where)
+            seen = render_rays(fields_of(*leaves), *rays, SPEC, settings, front_limits=limits, keep_samples=keep)
+            loss = seen.depth.sum() + seen.semantics.square().sum() + seen.front.sum() + seen.weight_sum.sum()
+            found = (seen.weight_sum, seen.front, seen.depth, seen.semantics, *torch.autograd.grad(loss, leaves))
+            results.append([t.detach().cpu() for t in found])
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Samples of a step and warps of a program; see benchmarks/rendering.py --tune.
+# Samples of a step and warps of a program, as in `ops.volume_rays`.
 FORWARD_CONFIG = (16, 2)
 BACKWARD_CONFIG = (16, 2)
 
