@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from syntheocc.engine.dropout import Seeds, dropout
 from syntheocc.occupancy.perception.view_transform import CAMERA_NUMBERS
 
 __all__ = ["ASPP", "BasicBlock", "CameraGate", "DepthNet", "StereoReducer"]
@@ -52,12 +53,16 @@ class ASPP(nn.Module):
         )
         self.pooled = _conv_norm_relu(channels, mid_channels, 1)
         self.merge = _conv_norm_relu(mid_channels * (len(dilations) + 1), channels, 1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, channels, h, w] to the same shape."""
+    def forward(self, x: Tensor, seeds: Seeds = None) -> Tensor:
+        """[N, channels, h, w] to the same shape; the N images are those of `seeds`' samples, in order."""
         mean = self.pooled(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[2:])
-        return self.dropout(self.merge(torch.cat([*(branch(x) for branch in self.branches), mean], 1)))
+        merged = self.merge(torch.cat([*(branch(x) for branch in self.branches), mean], 1))
+        if seeds is None:
+            return F.dropout(merged, self.dropout, self.training)
+        samples = merged.unflatten(0, (len(seeds), -1))
+        return dropout(samples, self.dropout, self.training, seeds).flatten(0, 1)
 
 
 class CameraGate(nn.Module):
@@ -139,13 +144,14 @@ class DepthNet(nn.Module):
         self.aspp = ASPP(mid_channels, aspp_channels)
         self.depth = nn.Conv2d(mid_channels, bins, 1)
 
-    def forward(self, x: Tensor, cameras: Tensor, cost: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cameras: Tensor, cost: Tensor | None, seeds: Seeds = None) -> tuple[Tensor, Tensor]:
         """Image features to what is lifted.
 
         Args:
             x: features [N, in_channels, h, w].
             cameras: [N, 27] of `LiftCameras.vectors`.
             cost: [N, D, 4 h, 4 w] of `cost_volume` (at a stride of 16); None where there is no earlier image.
+            seeds: of the dropout, one a sample; its images follow one another.
 
         Returns:
             context [N, C, h, w] and depth logits [N, D, h, w].
@@ -157,7 +163,7 @@ class DepthNet(nn.Module):
         if self.stereo is not None:
             matched = depth.new_zeros(len(x), self.bins, *x.shape[2:]) if cost is None else self.stereo(cost)
             depth = torch.cat([depth, matched.to(depth.dtype)], 1)
-        return context, self.depth(self.aspp(self.depth_blocks(depth)))
+        return context, self.depth(self.aspp(self.depth_blocks(depth), seeds))
 
 
 def _conv_norm_relu(

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from syntheocc.engine.dropout import Generators, Seeds, fold, seeds_of
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.perception.backbones import checkpointed
 from syntheocc.occupancy.perception.depth_net import DepthNet
@@ -126,17 +127,18 @@ class OccupancyTrunk(nn.Module):
         """Of the depth map."""
         return self.image_encoder.stride
 
-    def forward(self, images: Tensor, cameras: LiftCameras) -> TrunkOutput:
+    def forward(self, images: Tensor, cameras: LiftCameras, generators: Generators = None) -> TrunkOutput:
         """Encode a batch.
 
         Args:
             images: [B, T, V, 3, H, W], normalised.
             cameras: of all of them.
+            generators: one a sample, whose seeds the dropout of the depth network draws with; None: torch's own.
 
         Raises:
             ValueError: another number of frames or another size than the config's.
         """
-        config = self.config
+        config, seeds = self.config, seeds_of(generators)
         wanted = (config.num_frames, images.shape[2], 3, *config.image_size)
         if images.ndim != 6 or tuple(images.shape[1:]) != wanted or cameras.ego2img.shape[:3] != images.shape[:3]:
             raise ValueError(
@@ -152,13 +154,19 @@ class OccupancyTrunk(nn.Module):
         logits = None
         for t in range(config.bev_frames - 1, -1, -1):
             with torch.set_grad_enabled(torch.is_grad_enabled() and t == 0):
-                volume, logits, reference = self._frame(images[:, t], cameras, vectors, t, reference)
+                volume, logits, reference = self._frame(images[:, t], cameras, vectors, t, reference, fold(seeds, t))
             volumes.append(volume)
         assert logits is not None
         return TrunkOutput(self.volume_encoder(torch.cat(volumes, 1)), logits)
 
     def _frame(
-        self, images: Tensor, cameras: LiftCameras, vectors: Tensor, t: int, reference: Tensor | None
+        self,
+        images: Tensor,
+        cameras: LiftCameras,
+        vectors: Tensor,
+        t: int,
+        reference: Tensor | None,
+        seeds: Seeds = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One frame's volume [B, C, X, Y, Z] in the current grid, its depth logits, and its stereo map."""
         config, (batch, views) = self.config, images.shape[:2]
@@ -168,7 +176,7 @@ class OccupancyTrunk(nn.Module):
         if reference is not None:
             matrix = current2previous(ego2img, cameras.ego2img[:, t + 1]).flatten(0, 1)
             cost = cost_volume(stereo, reference, matrix, config.depth, config.image_size, config.legacy)
-        context, logits = self.depth_net(features, vectors.flatten(0, 1), cost)
+        context, logits = self.depth_net(features, vectors.flatten(0, 1), cost, seeds)
         logits = logits.unflatten(0, (batch, views))
         depth = logits.float().softmax(2)
         volume = lift_splat(

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from syntheocc.engine.dropout import Generators
 from syntheocc.occupancy.data.prediction_files import free_space
 from syntheocc.occupancy.perception.backbone_weights import BackboneReport
 from syntheocc.occupancy.perception.prediction import OccupancyPrediction
@@ -82,19 +83,20 @@ class VolumeModel(nn.Module, ABC):
             images = images.flip(-3)
         return (images - self._image_mean) / self._image_std
 
-    def forward(self, images: Tensor, cameras: LiftCameras) -> VolumeOutput:
+    def forward(self, images: Tensor, cameras: LiftCameras, generators: Generators = None) -> VolumeOutput:
         """Encode a batch.
 
         Args:
             images: [B, T, V, 3, H, W] RGB: uint8, or float already normalised (`normalise`).
             cameras: of all of them.
+            generators: of the dropout while training, one a sample; None draws from torch's own state.
 
         Raises:
             ValueError: another number of frames or another size than the config's.
         """
         if images.dtype == torch.uint8:
             images = self.normalise(images)
-        encoded = self.trunk(images, cameras)
+        encoded = self.trunk(images, cameras, generators)
         raw, logits, extras = self.heads(encoded.volume)
         # Densities are exponentiated and summed up along rays: not in half precision.
         extras = None if extras is None else extras.float()

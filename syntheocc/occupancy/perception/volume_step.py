@@ -87,7 +87,8 @@ class VolumeStep(nn.Module, ABC):
         if batch.photometric is not None:
             changed = apply_photometric(images.flatten(0, 2), batch.photometric)
             images = self.model.normalise(changed).unflatten(0, images.shape[:3])
-        output = self.model(images, cameras)
+        generators = self._generators(step, positions, images.device)
+        output = self.model(images, cameras, generators if self.generator_of is not None else None)
         losses: dict[str, Tensor] = {}
         if batch.rays is not None and config.lss_depth_weight:
             depth = ray_depths(batch.rays, cameras, config.image_size, self.model.trunk.stride)
@@ -95,7 +96,6 @@ class VolumeStep(nn.Module, ABC):
             losses["lss_depth"] = config.lss_depth_weight * bins
         if config.ray_weight:
             assert batch.rays is not None
-            generators = self._generators(step, positions, images.device)
             rays = self._drawn(batch.rays, len(positions), generators)
             found = self.ray_losses(output, batch.grid_transforms, rays, batch.motion, generators)
             losses |= {name: config.ray_weight * value for name, value in found.items()}

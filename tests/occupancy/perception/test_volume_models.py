@@ -60,9 +60,7 @@ def mirrored(output, turn):
 
 
 def without_dropout(model):
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    model.trunk.depth_net.aspp.dropout = 0.0
     return model
 
 
@@ -331,3 +329,23 @@ def test_half_opaque_voxels_are_where_the_threshold_is():
     softplus, _ = build("occflownet", density="softplus")
     stopped = 1 - torch.exp(-softplus.density(raw - 13.5) * 0.8)
     torch.testing.assert_close(softplus.voxel_logits(raw - 13.5).sigmoid(), stopped, atol=1e-5, rtol=0)
+
+
+def test_dropout_does_not_depend_on_how_a_batch_is_divided():
+    """Two samples together and one by one: batch norms aside, the same units are dropped."""
+    model, _ = build("occflownet")
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    batch = scene_batch(samples=2)
+    cameras = LiftCameras.of_batch(batch)
+    alone = LiftCameras(*(value[1:] for value in vars(cameras).values()))
+
+    def depths(images, rig, positions):
+        generators = [seeded(0, position, torch.device("cpu")) for position in positions]
+        return model(images, rig, generators).depth_logits
+
+    together = depths(batch.images, cameras, [0, 1])
+    torch.testing.assert_close(depths(batch.images[1:], alone, [1]), together[1:], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(together[0], together[1])  # the same images, other units
