@@ -30,12 +30,12 @@ def sigmoid_focal_loss(
 
 
 def pairwise_focal_cost(
-    logits: Tensor,  # [Q, C]
-    classes: Tensor,  # [M]
+    logits: Tensor,  # [..., Q, C]
+    classes: Tensor,  # [..., M]
     alpha: float = 0.25,
     gamma: float = 2.0,
 ) -> Tensor:
-    """What it would add to the focal loss to call query q of class m: [Q, M].
+    """What it would add to the focal loss to call query q of class m: [..., Q, M].
 
     The loss of the class as a positive minus its loss as a negative (DETR's matching cost, specs/sparseocc.md 2.8).
     """
@@ -43,4 +43,5 @@ def pairwise_focal_cost(
     # The published cost takes the logarithm of p + 1e-12.
     positive = -alpha * (1 - probability) ** gamma * torch.log(probability + 1e-12)
     negative = -(1 - alpha) * probability**gamma * torch.log(1 - probability + 1e-12)
-    return (positive - negative)[:, classes]
+    cost = positive - negative
+    return cost.gather(-1, classes[..., None, :].expand(*cost.shape[:-1], -1))

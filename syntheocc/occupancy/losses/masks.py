@@ -26,19 +26,19 @@ def mask_dice(
 
 
 def pairwise_mask_bce(
-    logits: Tensor,  # [Q, N]
-    segments: Tensor,  # [M, N]
+    logits: Tensor,  # [..., Q, N]
+    segments: Tensor,  # [..., M, N]
 ) -> Tensor:
-    """`mask_bce` of every query against every segment: [Q, M], without the [Q, M, N] in between."""
+    """`mask_bce` of every query against every segment: [..., Q, M], without the [Q, M, N] in between."""
     # BCE(x, m) = softplus(x) - x m
     as_nothing = functional.softplus(logits).sum(-1, keepdim=True)
-    return (as_nothing - logits @ segments.to(logits.dtype).T) / max(1, logits.shape[-1])
+    return (as_nothing - logits @ segments.to(logits.dtype).mT) / max(1, logits.shape[-1])
 
 
 def pairwise_mask_dice(
-    logits: Tensor,  # [Q, N]
-    segments: Tensor,  # [M, N]
+    logits: Tensor,  # [..., Q, N]
+    segments: Tensor,  # [..., M, N]
 ) -> Tensor:
-    """`mask_dice` of every query against every segment: [Q, M]."""
+    """`mask_dice` of every query against every segment: [..., Q, M]."""
     scores, segments = logits.sigmoid(), segments.to(logits.dtype)
-    return 1 - (2 * scores @ segments.T + 1) / (scores.sum(-1)[:, None] + segments.sum(-1) + 1)
+    return 1 - (2 * scores @ segments.mT + 1) / (scores.sum(-1)[..., None] + segments.sum(-1)[..., None, :] + 1)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from syntheocc.occupancy.losses import (
     class_balanced_bce,
@@ -91,8 +92,14 @@ class SparseOccCriterion(nn.Module):
             for i in range(semantics.shape[0])
         ]
         kept = self.kept_segments(targets, stages[-1].corners)
-        for index, (prediction, pairs) in enumerate(zip(predictions, self.matches(predictions, kept), strict=True)):
-            for name, value in self.mask_losses(prediction, kept, pairs).items():
+        whole = all(len(known) == stages[-1].corners.shape[1] for _, _, known in kept)
+        if whole and any(len(classes) for classes, _, _ in kept):
+            terms = self.whole_mask_losses(predictions, kept)
+        else:
+            matched = zip(predictions, self.matches(predictions, kept), strict=True)
+            terms = [self.mask_losses(prediction, kept, pairs) for prediction, pairs in matched]
+        for index, of_prediction in enumerate(terms):
+            for name, value in of_prediction.items():
                 losses[f"{name}_{index}"] = value
         losses["loss"] = torch.stack([value.float() for value in losses.values()]).sum()
         return losses
@@ -192,11 +199,7 @@ class SparseOccCriterion(nn.Module):
             pairs: see `matches`; matched here when left out.
         """
         pairs = self.matches([prediction], kept)[0] if pairs is None else pairs
-        number = torch.tensor(
-            float(sum(len(classes) for classes, _, _ in kept)), device=prediction.class_logits.device
-        )
-        number = (_mean_over_ranks(number) if self.across_ranks else number).clamp_min(1)
-        weights = self.weights
+        number = self._number(kept, prediction.class_logits.device)
         mask = dice = focal = prediction.class_logits.float().sum() * 0 + prediction.mask_logits.float().sum() * 0
         for i, (classes, segments, known) in enumerate(kept):
             class_logits = prediction.class_logits[i].float()
@@ -208,6 +211,42 @@ class SparseOccCriterion(nn.Module):
                 mask = mask + mask_bce(mask_logits[rows], segments[columns]).sum()
                 dice = dice + mask_dice(mask_logits[rows], segments[columns]).sum()
             focal = focal + sigmoid_focal_loss(class_logits, wanted).sum()
+        return self._weighted(mask, dice, focal, number)
+
+    def whole_mask_losses(
+        self, predictions: Sequence[MaskPrediction], kept: Sequence[tuple[Tensor, Tensor, Tensor]]
+    ) -> list[dict[str, Tensor]]:
+        """`mask_losses` of every prediction where all voxels of all samples count, in a few large operations.
+
+        One by one, samples launch thousands of small kernels, for which the device waits. Needs one segment at least.
+        """
+        counts = [len(classes) for classes, _, _ in kept]
+        classes = pad_sequence([classes for classes, _, _ in kept], batch_first=True)  # [B, M]
+        segments = pad_sequence([masks for _, masks, _ in kept], batch_first=True)  # [B, M, K]
+        class_logits = torch.stack([prediction.class_logits.float() for prediction in predictions])  # [P, B, Q, C]
+        mask_logits = torch.stack([prediction.mask_logits.float() for prediction in predictions])  # [P, B, Q, K]
+        costs = matching_cost(class_logits, mask_logits, classes, segments, self.weights).cpu()
+        losses = []
+        for index, of_samples in enumerate(costs):
+            # As often as one by one: another rank's samples may not count whole, and the ranks meet here.
+            number = self._number(kept, class_logits.device)
+            pairs = [hungarian(cost[:, :count]) for cost, count in zip(of_samples, counts, strict=True)]
+            sample = torch.arange(len(pairs)).repeat_interleave(torch.tensor([len(rows) for rows, _ in pairs]))
+            found = torch.stack([sample, torch.cat([rows for rows, _ in pairs]), torch.cat([m for _, m in pairs])])
+            b, q, m = found.to(class_logits.device)
+            chosen, wanted = mask_logits[index][b, q], torch.zeros_like(class_logits[index])
+            wanted[b, q, classes[b, m]] = 1
+            mask, dice = mask_bce(chosen, segments[b, m]).sum(), mask_dice(chosen, segments[b, m]).sum()
+            losses.append(self._weighted(mask, dice, sigmoid_focal_loss(class_logits[index], wanted).sum(), number))
+        return losses
+
+    def _number(self, kept: Sequence[tuple[Tensor, Tensor, Tensor]], device: torch.device) -> Tensor:
+        """What the mask terms are divided by: the number of segments, at least 1."""
+        number = torch.tensor(float(sum(len(classes) for classes, _, _ in kept)), device=device)
+        return (_mean_over_ranks(number) if self.across_ranks else number).clamp_min(1)
+
+    def _weighted(self, mask: Tensor, dice: Tensor, focal: Tensor, number: Tensor) -> dict[str, Tensor]:
+        weights = self.weights
         return {
             "mask": weights.mask * mask / number,
             "dice": weights.dice * dice / number,

@@ -23,13 +23,13 @@ class MatchWeights:
 
 @torch.no_grad()
 def matching_cost(
-    class_logits: Tensor,  # [Q, C]
-    mask_logits: Tensor,  # [Q, K]
-    classes: Tensor,  # [M]
-    masks: Tensor,  # [M, K]
+    class_logits: Tensor,  # [..., Q, C]
+    mask_logits: Tensor,  # [..., Q, K]
+    classes: Tensor,  # [..., M]
+    masks: Tensor,  # [..., M, K]
     weights: MatchWeights,
 ) -> Tensor:
-    """What it costs to give segment m to query q: float32 [Q, M].
+    """What it costs to give segment m to query q: float32 [..., Q, M].
 
     Args:
         class_logits: sigmoid logits over the occupied classes.

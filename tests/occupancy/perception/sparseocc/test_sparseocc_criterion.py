@@ -235,3 +235,28 @@ def labels_of_cells(labels, corners):
     steps = torch.stack(torch.meshgrid(*[torch.arange(4)] * 3, indexing="ij"), -1).reshape(1, 64, 3)
     x, y, z = (corners[:, None] + steps).unbind(-1)
     return labels[x, y, z].flatten()
+
+
+def test_mask_losses_of_samples_that_count_whole_are_taken_at_once_with_the_same_values_and_gradients():
+    criterion = SparseOccCriterion(preset("tiny").model)
+    generator = torch.Generator().manual_seed(0)
+    kept = []
+    for number in (3, 0, 5):
+        owner = torch.randint(-1, max(1, number), (40,), generator=generator)
+        masks = (owner == torch.arange(number)[:, None]).float()
+        kept.append((torch.randint(17, (number,), generator=generator), masks, torch.arange(40)))
+    logits = [torch.randn(3, 4, 17, generator=generator).requires_grad_() for _ in range(2)]
+    masks = [torch.randn(3, 4, 40, generator=generator).requires_grad_() for _ in range(2)]
+    predictions = [MaskPrediction(*pair) for pair in zip(logits, masks, strict=True)]
+    together = criterion.whole_mask_losses(predictions, kept)
+    one_by_one = [criterion.mask_losses(prediction, kept) for prediction in predictions]
+    for found, expected in zip(together, one_by_one, strict=True):
+        assert found.keys() == expected.keys()
+        for name in found:
+            torch.testing.assert_close(found[name], expected[name])
+    gradients = [
+        torch.autograd.grad(sum(sum(of.values()) for of in losses), [*logits, *masks])
+        for losses in (together, one_by_one)
+    ]
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected)
