@@ -72,12 +72,12 @@ class BoxMotion(_Boxes):
     @property
     def source2target(self) -> Tensor:
         """[M, 4, 4]: takes a point on the object at key time to where it is in the other frame; key ego frame."""
-        return self.target2ego @ _inverse(self.source2ego)
+        return _product(self.target2ego, _inverse(self.source2ego))
 
     @property
     def target2source(self) -> Tensor:
         """[M, 4, 4]: the inverse of `source2target`; what backward warping of samples needs."""
-        return self.source2ego @ _inverse(self.target2ego)
+        return _product(self.source2ego, _inverse(self.target2ego))
 
     def transformed(self, matrix: Tensor) -> "BoxMotion":
         """The boxes after an augmentation of the grid (see `RayLabels.transformed`).
@@ -165,5 +165,10 @@ def _inverse(pose: Tensor) -> Tensor:
     """Inverse of rigid poses [M, 4, 4] without a solver: these are matrices of ours, orthonormal to rounding."""
     inverse = pose.clone()
     inverse[:, :3, :3] = pose[:, :3, :3].transpose(-1, -2)
-    inverse[:, :3, 3] = -(inverse[:, :3, :3] @ pose[:, :3, 3:])[..., 0]
+    inverse[:, :3, 3:] = -_product(inverse[:, :3, :3], pose[:, :3, 3:])
     return inverse
+
+
+def _product(one: Tensor, other: Tensor) -> Tensor:
+    """Matrices times matrices in float64: autocast would make bfloat16 of the metres, and TF32 centimetres."""
+    return (one.double() @ other.double()).to(one.dtype)

@@ -20,6 +20,7 @@ from syntheocc.occupancy.rendering.rays import BoxMotion, RayLabels
 from syntheocc.occupancy.rendering.sampling import ray_jitter
 from syntheocc.occupancy.rendering.scatter import FlowRows, flow_rows, scatter_voxels
 from syntheocc.occupancy.rendering.volume import Field, RenderSettings, fields_of, render_rays
+from syntheocc.occupancy.taxonomy import UNKNOWN
 
 __all__ = [
     "FlowMode",
@@ -86,9 +87,11 @@ def frame_fields(
     if mode != "warp" or motion is None or not len(motion):
         return FrameFields(fields, rays.samples, None)
     if by_class:
-        for field in fields:
-            classes = field.semantics.detach().argmax(-1)
-            field.stays = ~torch.isin(classes, motion.labels.to(classes.device))
+        # A sample's own boxes: what it sees must not depend on what else is in the batch.
+        move = torch.zeros(len(density), 1 + UNKNOWN, dtype=torch.bool, device=density.device)
+        move[motion.samples.to(move.device), motion.labels.to(move.device)] = True
+        for field, moves in zip(fields, move, strict=True):
+            field.stays = ~moves[field.semantics.detach().argmax(-1)]
     warp = warp_rays(rays.origins, rays.directions, rays.frames, rays.samples, motion)
     return FrameFields(fields, rays.samples, warp)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.ops.splat_rays import RayPaths
-from syntheocc.occupancy.rendering.motion import box_stretches, rays_and_boxes
+from syntheocc.occupancy.rendering.motion import box_stretches, rays_and_boxes, turned
 from syntheocc.occupancy.rendering.rays import BoxMotion
 
 __all__ = ["GaussianMoves"]
@@ -103,8 +103,8 @@ class GaussianMoves:
         ray, box = ray[near], box[near]
         back = boxes.target2source[box]
         rows = {
-            "origins": torch.einsum("pij,pj->pi", back[:, :3, :3], origins[ray]) + back[:, :3, 3],
-            "directions": torch.einsum("pij,pj->pi", back[:, :3, :3], directions[ray]),
+            "origins": turned(back[:, :3, :3], origins[ray]) + back[:, :3, 3],
+            "directions": turned(back[:, :3, :3], directions[ray]),
             "rays": ray,
             "volumes": samples[ray],
             "bounds": self.bounds[box],

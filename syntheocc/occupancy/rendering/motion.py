@@ -24,7 +24,7 @@ from torch import Tensor
 
 from syntheocc.occupancy.rendering.rays import BoxMotion
 
-__all__ = ["RayWarp", "box_stretches", "rays_and_boxes", "warp_points", "warp_rays"]
+__all__ = ["RayWarp", "box_stretches", "rays_and_boxes", "turned", "warp_points", "warp_rays"]
 
 
 @dataclass(eq=False)
@@ -97,8 +97,8 @@ def warp_rays(
     spans = [box_stretches(pose, half, origins, directions, ray, box) for pose in (boxes.target2ego, boxes.source2ego)]
     (enter, leave), (left_enter, left_leave) = spans
     back = boxes.target2source
-    start = torch.einsum("pij,pj->pi", back[box, :3, :3], origins[ray]) + back[box, :3, 3]
-    way = torch.einsum("pij,pj->pi", back[box, :3, :3], directions[ray])
+    start = turned(back[box, :3, :3], origins[ray]) + back[box, :3, 3]
+    way = turned(back[box, :3, :3], directions[ray])
     hit, left = leave >= enter, left_leave >= left_enter
     moved = _by_ray(ray[hit], len(origins), enter[hit], leave[hit], start[hit], way[hit])
     return RayWarp(*moved, *_by_ray(ray[left], len(origins), left_enter[left], left_leave[left]))
@@ -158,12 +158,18 @@ def box_stretches(
 ) -> tuple[Tensor, Tensor]:
     """Distances [P] between which ray is in box; the second is smaller where it never is."""
     # Ego to box: the transposed rotation.
-    start = torch.einsum("pji,pj->pi", pose[box, :3, :3], origins[ray] - pose[box, :3, 3])
-    way = torch.einsum("pji,pj->pi", pose[box, :3, :3], directions[ray])
+    ego2box = pose[box, :3, :3].transpose(1, 2)
+    start = turned(ego2box, origins[ray] - pose[box, :3, 3])
+    way = turned(ego2box, directions[ray])
     # A ray along a face stays between the planes or never is: so short a step reaches either in no time.
     way = torch.where(way.abs() < 1e-12, 1e-12, way)
     one, other = (-half[box] - start) / way, (half[box] - start) / way
     return torch.minimum(one, other).amax(1).clamp_min(0), torch.maximum(one, other).amin(1)
+
+
+def turned(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Matrices [P, 3, 3] times vectors [P, 3], written out: autocast and TF32 would round a product's metres."""
+    return (matrices * vectors[:, None]).sum(-1)
 
 
 def _by_ray(ray: Tensor, rays: int, *columns: Tensor) -> list[Tensor]:

@@ -211,6 +211,32 @@ def test_modes_change_only_what_they_should():
     torch.testing.assert_close(seen["filter"].depth[~rays.is_key], filtered.depth[~rays.is_key])
 
 
+def test_a_sample_is_rendered_alike_in_any_batch():
+    """The boxes of sample 1 are of another class: which voxels of sample 0 move is none of their business."""
+    density, semantics, rays, motion = batch()
+    for mode in ("warp", "scatter", "filter", "none"):
+        together = render_labels(density, semantics, rays, SMALL, SETTINGS, mode, motion, hidden=(2, 3))
+        alone = render_labels(
+            density[:1], semantics[:1], rays.of_sample(0), SMALL, SETTINGS, mode, motion.of_sample(0), hidden=(2, 3)
+        )
+        torch.testing.assert_close(alone.depth, together.depth[rays.samples == 0])
+        torch.testing.assert_close(alone.semantics, together.semantics[rays.samples == 0])
+
+
+@pytest.mark.parametrize("mode", ["warp", "scatter", "filter", "none"])
+def test_autocast_changes_nothing(mode):
+    """Poses of boxes are metres: bfloat16 would move what moves by a quarter of a metre at 40 m."""
+    density, semantics, rays, motion = batch()
+    density, semantics = density.float(), semantics.float()
+    rays, motion = rays.to(dtype=torch.float32), motion.to(dtype=torch.float32)
+    plain = render_labels(density, semantics, rays, SMALL, SETTINGS, mode, motion, hidden=(2, 3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = render_labels(density, semantics, rays, SMALL, SETTINGS, mode, motion, hidden=(2, 3))
+        there = motion.source2target
+    assert torch.equal(cast.depth, plain.depth) and torch.equal(cast.semantics, plain.semantics)
+    assert torch.equal(there, motion.source2target)
+
+
 def test_scattered_volumes_are_those_of_each_sample_and_frame():
     density, semantics, rays, motion = batch()
     seen = frame_fields(density, semantics, rays, SMALL, "scatter", motion)
