@@ -125,9 +125,8 @@ def make_drive(order: Order, number: int) -> dict[str, Any]:
     accumulation = None
     if order.accumulated:
         from syntheocc.worlds.accumulate import Accumulation
-        from syntheocc.worlds.lidar import scan
 
-        accumulation = Accumulation.of(scene, [scan(scene, t, device=device) for t in scene.key_times])
+        accumulation = Accumulation.of(scene, _sweeps(scene, device))
         pairs = [accumulation.labels(i, order.preset, unseen=False) for i in chosen]
         made["accumulated_semantics"] = torch.stack([grid.labels for grid, _ in pairs])
         made["accumulated_instances"] = torch.stack([_bytes(instances) for _, instances in pairs])
@@ -144,6 +143,19 @@ def make_drive(order: Order, number: int) -> dict[str, Any]:
             made["lidar_mask"] = torch.stack([accumulation.observed(i, spec) for i in chosen])
         made["origins"] = [ray_origins(frames, reference=i) for i in chosen]
     return made
+
+
+def _sweeps(scene: Any, device: torch.device) -> list[Any]:
+    """The lidar's sweeps of all key frames, made on the CPU where the device cannot: a run of minutes must not end."""
+    from syntheocc.worlds.lidar import scan
+
+    try:
+        return [scan(scene, t, device=device) for t in scene.key_times]
+    except RuntimeError as error:
+        if device.type == "cpu":
+            raise
+        print(f"sweeps are made on the CPU: {error}".splitlines()[0], flush=True)
+        return [scan(scene, t) for t in scene.key_times]
 
 
 def _bytes(instances: Tensor) -> Tensor:
