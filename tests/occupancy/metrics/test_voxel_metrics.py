@@ -32,6 +32,16 @@ def test_vector_d():
     assert "mIoU" in result.table() and "42.00" in result.table() and "mask: camera" in result.table()
 
 
+def test_v19_of_the_2d_supervised_models():
+    """Specs/occflownet_splattingocc.md V19: three classes at one half; the mean leaves free and absent ones out."""
+    metric = OccupancyIoU(mask=None)
+    metric.update(np.array([[0, 4, 4, 17, 11, 11]]), np.array([[0, 0, 4, 17, 17, 11]]))
+    result = metric.compute()
+    assert result["mIoU"] == 0.5
+    assert [result.per_class[name]["IoU"] for name in ("others", "car", "driveable_surface")] == [0.5, 0.5, 0.5]
+    assert np.isnan(result.per_class["bus"]["IoU"])
+
+
 def test_masks_are_part_of_the_definition():
     gt, pred, mask = torch.tensor(GT_D), torch.tensor(PRED_D), torch.tensor(MASK_D).bool()
     everything, lidar, camera = OccupancyIoU(mask=None), OccupancyIoU(mask="lidar"), OccupancyIoU()

@@ -20,6 +20,7 @@ from syntheocc.occupancy.perception.ray_config import (
 )
 from syntheocc.occupancy.perception.ray_frames import InputWindow, RayFrame
 from syntheocc.occupancy.perception.ray_labels import build_rays
+from syntheocc.occupancy.perception.ray_projection import RayCameras
 from syntheocc.occupancy.perception.ray_reference import reference_rays
 from syntheocc.occupancy.perception.transforms import ImageTransform
 from syntheocc.occupancy.transforms import invert_rigid, transform_points
@@ -86,6 +87,11 @@ def test_v8_projection():
     torch.testing.assert_close(exact.pixels, torch.tensor([[411.013496, 572.5578008]]), atol=1e-3, rtol=0)
     torch.testing.assert_close(exact.depth, torch.tensor([12.5]), atol=1e-5, rtol=0)
     torch.testing.assert_close(exact.distance, torch.tensor([13.1487642]), atol=1e-5, rtol=0)
+    # What z would be too short by: here, and in the image's corner.
+    torch.testing.assert_close(exact.distance / exact.depth, torch.tensor([1.05190114]), atol=1e-6, rtol=0)
+    cameras = RayCameras.of([frame], frame, None, torch.device("cpu"))
+    corner = cameras.directions(torch.tensor([0]), torch.zeros(2, 1))
+    torch.testing.assert_close(corner.norm(dim=0), torch.tensor([1.25142741]), atol=1e-6, rtol=0)
     direction = exact.directions.double() @ cam2ego[:3, :3]
     expected = torch.tensor([[-0.3042111, 0.06084222, 0.95065968]], dtype=torch.float64)
     torch.testing.assert_close(direction, expected, atol=1e-6, rtol=0)
@@ -333,7 +339,9 @@ def test_all_frames_in_one_go(name, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_same_on_a_gpu(name):
+@pytest.mark.parametrize("allow_tf32", [False, True])
+def test_the_same_on_a_gpu(name, allow_tf32, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allow_tf32)
     made = frames()
     cuda = [replace(f, points=f.points.cuda(), labels=f.labels.cuda()) for f in made]
     config = replace(CONFIGS[name], num_rays=150)
@@ -347,6 +355,14 @@ def test_the_same_on_a_gpu(name):
         torch.testing.assert_close(getattr(one.rays, value), getattr(other.rays, value).cpu(), atol=2e-3, rtol=1e-4)
     if one.motion is not None:
         torch.testing.assert_close(one.motion.target2ego, other.motion.target2ego.cpu())
+
+
+@pytest.mark.parametrize("place", [ray_projection._placed, ray_projection._written_out])
+def test_points_are_placed_alike_by_both_ways(place):
+    g = torch.Generator().manual_seed(0)
+    matrices, points = torch.randn(2, 18, 4, generator=g), 40 * torch.randn(2, 3, 50, generator=g)
+    expected = matrices[:, :, :3].double() @ points.double() + matrices[:, :, 3:].double()
+    torch.testing.assert_close(place(matrices, points).double(), expected, atol=1e-4, rtol=1e-5)
 
 
 def test_the_scene_is_what_the_tests_take_it_for():

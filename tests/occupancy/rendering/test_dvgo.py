@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,9 +42,11 @@ def test_v4_samples_depth_and_contraction():
     assert float(steps[0]) == pytest.approx(0.19948849, abs=1e-8)
     assert distances[[0, 390]].tolist() == pytest.approx([0.09974, 77.9003], abs=5e-5)
     assert distances[[391, 416]].tolist() == pytest.approx([79.53, 3225.2], rel=1e-4)
-    depth = 39 * (1 - 1 / (1 + double(5, 10, 20, 39, 52, 13.44828, 41.05263) / 39))
-    expected = double(4.43182, 7.95918, 13.22034, 19.5, 22.28571, 10, 20)
-    torch.testing.assert_close(depth, expected, rtol=0, atol=6e-6)
+    # What the renderer takes for the samples' depths, between them too: inverse depth grows with inverse distance.
+    depth = _Ray(double(0, 0, 2.2)[None], double(1, 0, 0)[None], SPEC, DvgoSettings(legacy=True)).places()[1]
+    asked = [5, 10, 20, 39, 52, 13.44828, 41.05263]
+    found = 1 / np.interp(1 / np.array(asked), 1 / distances.numpy()[::-1], 1 / depth.numpy()[::-1])
+    assert found.tolist() == pytest.approx([4.43182, 7.95918, 13.22034, 19.5, 22.28571, 10, 20], abs=6e-6)
     background = (40 - 39) / 39
     assert background == pytest.approx(0.02564103, abs=1e-8)
     point = (double(45, 10, 1) - double(0, 0, 2.2)) / 39

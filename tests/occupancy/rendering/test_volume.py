@@ -97,6 +97,8 @@ def test_v2_sigmoid_densities_render_too_deep_and_opacities_do_not():
 
 def test_v5_importance_resampling():
     edges, density = double(0, 4, 8, 12, 16)[None], double(0, 0.05, 0.5, 0.1)[None]
+    stopped = weights_from_density(density, edges.diff(dim=1)).cumsum(1)[0, :3]
+    torch.testing.assert_close(stopped, double(0, 0.18126925, 0.88919684), rtol=0, atol=1e-8)
     samples = resample(edges, density, 4)
     torch.testing.assert_close(samples[0], double(6.75832778, 9.09463597, 10.50720981, 11.91978365), rtol=0, atol=1e-8)
     around = edges_around(samples, 0.0, 16.0)
