@@ -316,6 +316,42 @@ def test_published_renderings_are_trained_too():
     assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_depth_is_taught_as_the_length_of_a_ray(name):
+    """The published systems compare lengths with the camera's z, or (SplattingOcc) have no depth loss at all."""
+    model, step = build(name)
+    batch, output = scene_batch(), volumes(model)
+
+    def depth(rays):
+        return float(step.ray_losses(output, None, rays, batch.motion, seeded(0, 0, torch.device("cpu")))["depth"])
+
+    values = {k: getattr(batch.rays, k) for k in batch.rays._SHAPES}
+    other_z = RayLabels(**values | {"depth": values["depth"] * 0.5}, frame_offsets=batch.rays.frame_offsets)
+    longer = RayLabels(**values | {"distance": values["distance"] * 1.5}, frame_offsets=batch.rays.frame_offsets)
+    expected = depth(batch.rays)
+    assert depth(other_z) == expected and abs(depth(longer) - expected) > 1e-3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_autocast_changes_no_loss_on_rays(name):
+    model, step = build(name)
+    batch, output, found = scene_batch(FLIPS[1], samples=2), volumes(model, 2), []
+    for enabled in (False, True):
+        generators = [seeded(0, position, torch.device("cpu")) for position in (0, 1)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(step.ray_losses(output, batch.grid_transforms, batch.rays, batch.motion, generators))
+    assert {k: float(v) for k, v in found[0].items()} == {k: float(v) for k, v in found[1].items()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_constants_move_with_the_model(name):
+    """Tensors are parameters or buffers; a plain attribute would stay on the device that it was made on."""
+    _, step = build(name)
+    for module in step.modules():
+        assert not [k for k, value in vars(module).items() if isinstance(value, torch.Tensor)], type(module)
+    assert all(value.device.type == "meta" for value in (*step.to("meta").parameters(), *step.buffers()))
+
+
 def test_half_opaque_voxels_are_where_the_threshold_is():
     """RenderOcc: two samples of 29 % stop half of a ray; OccFlowNet: an opacity of one half."""
     model, _ = build("renderocc")
