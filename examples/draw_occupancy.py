@@ -12,6 +12,7 @@ prediction, truth and errors. `--turn` goes once around in so many frames (.webp
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -95,4 +96,7 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

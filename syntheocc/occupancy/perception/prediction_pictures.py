@@ -12,7 +12,7 @@ Below the folder of the predictions:
 | `pictures/<scene>.webp`            | cameras and solid voxels, frame by frame                                    |
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -74,7 +74,7 @@ def draw_predictions(
         seconds: between frames, also in the animations.
 
     Returns:
-        token -> reason of what could not be drawn (a damaged file).
+        token -> reason of what could not be drawn (a damaged file); the rest of the sample's pictures is there.
     """
     from tqdm import tqdm
 
@@ -95,6 +95,7 @@ def draw_predictions(
                         picture = _Prediction(path, frame, preset, labels, tracks, view)
                         drawn |= picture.draw()
                         shown.append(picture)
+                        picture.compare()  # last: a damaged label costs no other picture
                 bar.update()
             animation = Path(output_dir) / FOLDER / f"{name}.webp"
             if len(shown) > 1 and (drawn or not animation.is_file()):
@@ -135,10 +136,10 @@ class _Prediction:
     view: Viewpoint
 
     def draw(self) -> bool:
-        """Write what is missing or older than the prediction; returns whether that was anything.
+        """Write what is missing or older than the prediction, but for `compare`; returns whether that was anything.
 
         Raises:
-            ValueError: the prediction, a label or a photograph is damaged.
+            ValueError: the prediction or a photograph is damaged.
         """
         panoptic = self._panoptic()  # also where nothing is to draw: the tracks must see every frame
         jobs: dict[str, Callable[[], np.ndarray | None]] = {
@@ -146,8 +147,14 @@ class _Prediction:
             "3d": lambda: self._with_legend(oblique_picture(self.grid, self.view)),
             "cameras": self._cameras,
             "panoptic": lambda: None if panoptic is None else oblique_picture(self.grid, self.view, colors=panoptic),
-            "comparison": self._comparison,
         }
+        return self._write(jobs)
+
+    def compare(self) -> None:
+        """Write the comparison with the truth, where there is a label; ValueError for a damaged one."""
+        self._write({"comparison": self._comparison})
+
+    def _write(self, jobs: Mapping[str, Callable[[], np.ndarray | None]]) -> bool:
         made, drawn = self.path.stat().st_mtime_ns, False
         for name, job in jobs.items():
             file = self._file(name)

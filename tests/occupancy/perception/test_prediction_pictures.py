@@ -110,6 +110,19 @@ def test_a_damaged_file_is_named_and_the_rest_is_drawn(frames, tmp_path):
     assert names(out) == ["b_3d.png", "b_bev.png", "b_cameras.png"]
 
 
+def test_a_damaged_label_costs_the_comparison_alone(frames, tmp_path):
+    out, gts, frames = tmp_path / "out", tmp_path / "gts", frames[1:3]
+    write(out, frames, OCC3D_NUSCENES.spec, panoptic=False)
+    path = gts / "one" / "a" / "labels.npz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"no archive")
+    bad = draw_predictions(out, frames, OCC3D_NUSCENES, LabelReader(gts))
+    assert list(bad) == ["a"] and "labels.npz" in bad["a"]
+    assert names(out) == sorted([f"{t}_{k}.png" for t in "ab" for k in ("3d", "bev", "cameras")] + ["one.webp"])
+    with Image.open(out / FOLDER / "one.webp") as animation:
+        assert animation.n_frames == 2
+
+
 def test_processes_share_the_scenes_and_lidar_grids_are_placed_by_their_pose(frames, tmp_path):
     out = tmp_path / "out"
     lidar = Preset(GridSpec(SMALL.spec.lower, SMALL.spec.voxel_size, SMALL.spec.shape, "lidar"), TAXONOMY)
