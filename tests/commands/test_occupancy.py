@@ -52,6 +52,13 @@ def test_a_preset_alone_is_its_recipe():
     assert (found.lr_scheduler, found.lr_end, found.epochs, found.max_train_steps) == ("cosine", 0, None, 9)
 
 
+def test_the_labels_are_those_that_the_preset_was_made_for():
+    assert config("train", "sparseocc", "--config", "configs/r50_nuimg_704x256_8f_openocc.py").labels == "openocc_v2"
+    assert config("train", "sparseocc", "--preset", "small").labels == "occ3d"
+    assert config("train", "sparseocc", "--preset", "small", "--labels", "openocc_v2").labels == "openocc_v2"
+    assert config("train", "occflownet", "--preset", "occflownet_3d").labels == "occ3d"
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -65,6 +72,7 @@ def test_a_preset_alone_is_its_recipe():
         (["train", "sparseocc", "--epochs", "2", "--max_train_steps", "3"], "one of them"),
         (["eval", "--eval", "bbox"], "miou, rayiou, raypq"),
         (["predict", "--half", "fp8"], "bf16"),
+        (["predict", "--device", "gpu"], "cuda:1"),
         (["predict", "--weights", "nowhere"], "nowhere"),
         (["predict", "--weights", "nowhere.pth"], "r50_704x256_8f"),
         (["predict", "--weights", "nowhere.pth", "--preset", "small"], "no such file"),

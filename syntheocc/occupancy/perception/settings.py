@@ -6,7 +6,7 @@ of the published configuration file), ``--work_dir``, ``--work-dir``, ``--resume
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from syntheocc.engine.flags import flag
 from syntheocc.engine.loop_config import LoopConfig, LRScheduler
@@ -113,6 +113,9 @@ class TrainConfig(SourceConfig, LoopConfig):
         ValueError: a value is out of its range, or a model or a preset that there is not.
     """
 
+    labels: Literal["occ3d", "openocc_v2", "surroundocc", "openoccupancy"] = flag(
+        None, f"format of the labels; {_OF_THE_PRESET}"
+    )
     model: str = flag("sparseocc", "which model")
     preset: str = flag("small", "which of the model's presets", aliases=("config",))
     frames_per_sample: int | None = flag(None, f"frames the model sees, the current one included; {_OF_THE_PRESET}")
@@ -145,7 +148,9 @@ class TrainConfig(SourceConfig, LoopConfig):
 
         entry = model_entry(self.model)
         self.preset = entry.preset_name(self.preset)
-        recipe = entry.preset(self.preset)[1]
+        model, recipe = entry.preset(self.preset)
+        if self.labels is None:
+            self.labels = _labels_with(model.taxonomy)
         if self.max_train_steps is None and self.epochs is None:
             self.epochs = recipe.epochs
         elif self.max_train_steps is not None and self.epochs is not None:
@@ -167,6 +172,14 @@ class TrainConfig(SourceConfig, LoopConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be 1 or more")
+
+
+def _labels_with(taxonomy: Any) -> Any:
+    """The format whose labels have a class table; Occ3D's where none has it."""
+    from syntheocc.occupancy.data.occupancy_files import preset_of
+
+    formats = get_args(get_type_hints(SourceConfig)["labels"])
+    return next((name for name in formats if preset_of(name).taxonomy == taxonomy), "occ3d")
 
 
 @dataclass(kw_only=True)
@@ -202,6 +215,12 @@ class PredictConfig(SourceConfig):
             raise ValueError(f"batch_size {self.batch_size} and workers {self.workers} must be 1 and 0 or more")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device is {self.device}, but torch finds no GPU; give cpu")
+        try:
+            number = None if self.device == "auto" else torch.device(self.device).index
+        except RuntimeError as error:
+            raise ValueError(f"device is {self.device!r}; give auto, cpu, cuda or cuda:1") from error
+        if self.device.startswith("cuda") and (number or 0) >= torch.cuda.device_count():
+            raise ValueError(f"device is {self.device}, but torch finds {torch.cuda.device_count()} GPUs, from cuda:0")
 
 
 @dataclass(kw_only=True)
