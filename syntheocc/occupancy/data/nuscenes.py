@@ -177,10 +177,12 @@ def read_tables(root: str | os.PathLike, version: str | None = None) -> NuScenes
     if (root / "sample.json").is_file():
         return NuScenesTables(root, root.parent if (root.parent / "samples").is_dir() else root)
     versions = [folder for folder in _folders(root) if (root / folder / "sample.json").is_file()]
-    if len(versions) != 1:
+    if not versions:
         raise ValueError(
-            f"{root}: {versions or 'no folder'} with nuScenes tables; give version=, one of {_folders(root)}"
+            f"{root}: holds no folder with nuScenes tables (v1.0-*/sample.json); check the path, or give info files"
         )
+    if len(versions) != 1:
+        raise ValueError(f"{root}: {versions} with nuScenes tables; give version=, one of them, or info files")
     return NuScenesTables(root / versions[0], root)
 
 

@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -138,8 +139,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         else:
             document = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zipfile, pickle and safetensors each raise their own
+        # Not torch's own advice over a pickle, which is to run whatever it holds.
+        reason = (
+            "not a pickle of tensors" if isinstance(error, UnpicklingError) else (str(error).splitlines() or [""])[0]
+        )
         raise ValueError(
-            f"{path}: cannot be read as weights ({str(error).splitlines()[0]}); it is damaged, or holds more than "
+            f"{path}: cannot be read as weights ({reason}); it is damaged, or holds more than "
             "tensors: save its state_dict alone in the environment that made it"
         ) from error
     for key in ("state_dict", "model"):

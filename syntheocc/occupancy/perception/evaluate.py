@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_flags(EvaluateConfig, argv, description="Predict the occupancy of frames and score it.")
     try:
         report(config, evaluate(config))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -53,7 +53,10 @@ class LabelReader:
         if self.instances == "boxes" and self.rule is None:
             raise ValueError("instances='boxes' needs a rule that gives voxels to boxes")
         if self.kind not in _NPZ and (self.mask is not None or self.instances == "file"):
-            raise ValueError(f"{self.kind} files hold neither masks nor instances; {' and '.join(_NPZ)} files do")
+            raise ValueError(
+                f"{self.kind} files hold neither masks nor instances; {' and '.join(_NPZ)} files do: take no mask "
+                "(--label_mask none in training, --mask none in an evaluation), and instances from boxes"
+            )
 
     @property
     def preset(self) -> Preset:

@@ -115,8 +115,8 @@ def _draw(config: PredictConfig, ranks: Ranks, frames: Sequence[Frame], preset: 
 
     undrawn = draw_predictions(config.output_dir, frames, preset, config.reader(optional=True), ranks)
     for part in ranks.gather(undrawn):
-        for token, reason in part.items() if ranks.is_main else ():
-            print(f"no pictures of sample {token}: {reason}", file=sys.stderr)
+        for reason in part.values() if ranks.is_main else ():
+            print(f"not drawn: {reason}", file=sys.stderr)
 
 
 def device_of(name: str, ranks: Ranks) -> torch.device:
@@ -157,7 +157,10 @@ def _claimed(config: PredictConfig) -> str | None:
         )
     if not path.is_file() and next(config.output_dir.glob("*.npz"), None) is not None:
         return f"{config.output_dir} holds .npz files of unknown origin; give another output_dir"
-    atomic_write_json(path, settings)
+    try:
+        atomic_write_json(path, settings)
+    except OSError as error:
+        return f"{config.output_dir}: nothing can be written there ({error.strerror}); give another output_dir"
     return None
 
 
@@ -201,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_flags(PredictConfig, argv, description="Predict the occupancy of frames.")
     try:
         report(config, predict(config))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

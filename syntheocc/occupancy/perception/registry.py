@@ -19,7 +19,7 @@ from syntheocc.occupancy.perception.prediction import OccupancyPrediction
 from syntheocc.occupancy.perception.recipes import TrainingRecipe
 from syntheocc.occupancy.perception.settings import PredictConfig, TrainConfig
 from syntheocc.occupancy.perception.sources import test_samples, training_labels, training_samples
-from syntheocc.occupancy.perception.storage import class_in_folder
+from syntheocc.occupancy.perception.storage import CONFIG, WEIGHTS, class_in_folder
 
 __all__ = ["MODELS", "ModelEntry", "load_model", "model_entry"]
 
@@ -126,6 +126,8 @@ def load_model(settings: PredictConfig, device: torch.device | str = "cpu") -> t
     path = settings.weights
     if path.suffix in (".pth", ".pt", ".ckpt") or path.is_file():
         entry = model_entry(settings.model)
+        if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
+            raise ValueError(f"{path}: a trained model is a folder; give {path.parent}")
         if settings.preset is None:
             raise ValueError(f"{path}: give --preset, the one that it was trained as: {', '.join(entry.presets)}")
         preset = entry.preset_name(settings.preset)

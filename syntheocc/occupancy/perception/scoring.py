@@ -48,7 +48,8 @@ class Scoring:
         self.observed = settings.reader(mask=mask) if mask and "miou" in settings.metrics else None
         if self.labels.preset != (model.grid, model.taxonomy):
             raise ValueError(
-                f"{settings.weights} predicts another grid or other classes than {settings.labels} labels have"
+                f"{settings.weights} predicts another grid or other classes than {settings.labels} labels have; give "
+                "the --labels that it was trained on"
             )
         if "raypq" in settings.metrics and not model.panoptic:
             raise ValueError(f"{settings.weights} tells no objects apart, so it has no RayPQ; leave raypq out")

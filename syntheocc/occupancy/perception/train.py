@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_flags(settings, argv, description="Train an occupancy model on images of several cameras.")
     try:
         result = train(config)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return exit_status(result)

@@ -171,7 +171,11 @@ def test_another_models_predictions_are_not_taken_for_ones_own(root, trained, tm
         (train, {"labels_root": "nowhere"}, "nowhere"),
         (train, {"info_path": "nowhere.pkl"}, "nowhere.pkl"),
         (predict, {"weights": "nowhere"}, "nowhere"),
+        (predict, {"output_dir": __file__}, "another output_dir"),
+        (predict, {"threshold": "0.5"}, "leave --threshold out"),
         (evaluate, {"metrics": "raypq"}, "no objects apart"),
+        (evaluate, {"labels": "openocc_v2"}, "--labels"),
+        (evaluate, {"labels": "surroundocc"}, "--mask none"),
     ],
 )
 def test_what_is_wrong_is_named(root, trained, tmp_path, capsys, program, wrong, said):
@@ -181,6 +185,11 @@ def test_what_is_wrong_is_named(root, trained, tmp_path, capsys, program, wrong,
         arguments = flags(**({"dataroot": root, "weights": trained, "output_dir": tmp_path} | wrong))
     assert program.main(arguments) == 1
     assert said in capsys.readouterr().err
+
+
+def test_the_weights_of_a_folder_are_no_released_file(root, trained, tmp_path, capsys):
+    assert predict.main(flags(dataroot=root, weights=trained / "model.safetensors", output_dir=tmp_path)) == 1
+    assert f"give {trained}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

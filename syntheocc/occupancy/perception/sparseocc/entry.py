@@ -57,6 +57,8 @@ class SparseOccEntry(ModelEntry):
         self, model: SparseOcc, settings: PredictConfig, data: OccupancyFrames
     ) -> Callable[[OccupancyBatch], OccupancyPrediction]:
         """From all images at once, or from those of the current frame and remembered features."""
+        if settings.threshold:
+            raise ValueError("SparseOcc predicts no density that a threshold could cut; leave --threshold out")
         device = next(model.parameters()).device
         if settings.half != "no":
             model = prepare_for_inference(model, _DTYPES[settings.half])
