@@ -73,6 +73,7 @@ def test_training_is_what_the_script_says(submit):
     config = config_of(arguments)
     assert isinstance(config, TrainConfig) and status == 0 and not calls
     assert (config.model, config.preset, str(config.dataroot)) == ("sparseocc", "r50_704x256_8f", "/data")
+    assert config.info_path == ("/data/nuscenes_infos_train.pkl",)
     assert (str(config.output_dir), config.mixed_precision, config.micro_batch_size) == ("o", "bf16", 1)
     assert config.resume_from_checkpoint == "latest" and config.epochs == 24
     assert ranks == {

@@ -27,7 +27,9 @@ class SourceConfig:
     """Frames and their labels; the settings that training, prediction and evaluation share."""
 
     dataroot: Path = flag(Path("data/nuscenes"), "data root: the folder that holds samples/")
-    info_path: tuple[str, ...] = flag((), "info pickles; empty: all frames of the JSON tables below --dataroot")
+    info_path: tuple[str, ...] = flag(
+        (), "info pickles; empty: all frames of the JSON tables below --dataroot, of every split"
+    )
     labels: Literal["occ3d", "openocc_v2", "surroundocc", "openoccupancy"] = flag("occ3d", "format of the labels")
     labels_root: Path | None = flag(None, "folder of the labels; empty: their usual place below --dataroot")
     max_samples: int | None = flag(None, "use the first so many frames only")
