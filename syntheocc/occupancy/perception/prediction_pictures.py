@@ -203,6 +203,8 @@ class _Prediction:
     def _cameras(self) -> np.ndarray:
         rig, photos = self.frame.cameras, {}
         for name, path in self.frame.image_paths.items():
+            if not path.is_file():  # a missing camera, where the job allowed it: drawn without its photograph
+                continue
             camera = rig[name]
             scale = _CAMERA / camera.width
             window = ImageTransform(scale, 0, 0, round(scale * camera.height), _CAMERA)

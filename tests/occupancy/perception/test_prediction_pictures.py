@@ -123,6 +123,14 @@ def test_a_damaged_label_costs_the_comparison_alone(frames, tmp_path):
         assert animation.n_frames == 2
 
 
+def test_a_camera_whose_picture_is_not_there_is_drawn_without_it(frames, tmp_path):
+    out = tmp_path / "out"
+    write(out, frames[1:2], panoptic=False)
+    (tmp_path / "photo.jpg").unlink()
+    assert draw_predictions(out, frames[1:2], SMALL) == {}
+    assert names(out) == ["a_3d.png", "a_bev.png", "a_cameras.png"]
+
+
 def test_processes_share_the_scenes_and_lidar_grids_are_placed_by_their_pose(frames, tmp_path):
     out = tmp_path / "out"
     lidar = Preset(GridSpec(SMALL.spec.lower, SMALL.spec.voxel_size, SMALL.spec.shape, "lidar"), TAXONOMY)
