@@ -27,6 +27,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--arms", help="rows of perception_models.ARMS, with commas; default: the model's")
     p.add_argument("--seconds", type=float, default=540, help="for everything")
     p.add_argument("--drive_seconds", type=float, default=85, help="to make training drives, workers started")
+    p.add_argument(
+        "--levels", help="of what is held out, with commas: val and any of perception_run.LEVELS; default: all"
+    )
     p.add_argument("--scenes", type=int, default=48, help="held-out scenes of each level")
     p.add_argument("--training_scenes", type=int, help="at most so many training scenes")
     p.add_argument("--key_frames", type=int, default=20, help="of a training drive")
@@ -54,18 +57,23 @@ def main(argv: list[str] | None = None) -> dict | None:
         args.workers = max(1, (os.cpu_count() or 1) // world - 1)
     if args.arms is None:
         args.arms = LABELS_2D if args.model.startswith("labels2d") else FRAMES
+    from perception_run import DEVELOPMENT, LEVELS, run
+
+    args.levels = args.levels.split(",") if args.levels else [*LEVELS]
+    if unknown := set(args.levels) - set(LEVELS):
+        raise SystemExit(f"unknown levels {sorted(unknown)}; known: {', '.join(LEVELS)}")
+    if DEVELOPMENT not in args.levels:
+        raise SystemExit(f"--levels needs {DEVELOPMENT}: the threshold is chosen there")
     args.scored = tuple(int(number) for number in args.scored.split(","))
     if args.smoke:
         args.model = f"{args.model.rpartition('_')[0]}_tiny"
         args.scenes, args.workers, args.resamples, args.batch = 2, 0, 20, 2
-        args.training_scenes, args.key_frames, args.exam_frames, args.scored = 2, 3, 3, (1, 2)
+        args.training_scenes, args.key_frames, args.exam_frames, args.scored = 2, 2, 2, (1,)
         args.train_steps, args.seconds = args.train_steps or 4, 1e6
         args.rates, args.trial_steps = "1e-3,2e-3", 2
     args.split = "test"
     if max(args.scored) >= args.exam_frames:
         raise SystemExit(f"key frame {max(args.scored)} cannot be scored in drives of {args.exam_frames}")
-    from perception_run import run
-
     return run(args)
 
 

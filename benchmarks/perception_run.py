@@ -111,19 +111,20 @@ def world(
         share = max(1, args.scenes // ranks.world)
         held_out: dict[str, list] = {}
         orders: dict[str, Order] = {}
-        for level, (split, other_seed, new_rig) in LEVELS.items():
+        for level in args.levels:
+            split, other_seed, new_rig = LEVELS[level]
             orders[level] = replace(
                 order, split=split, seed=args.seed + 1000 * other_seed, key_frames=args.exam_frames,
                 scored=args.scored, new_rig=new_rig, rays=False,
             )  # fmt: skip
             held_out[level] = list(workshop.make(orders[level], range(ranks.rank, share * ranks.world, ranks.world)))
         facts["seconds_exams"] = clock.spent()
-        say(f"{share} held-out drives of each of {len(LEVELS)} levels", everyone=True)
+        say(f"{share} held-out drives of each of {len(args.levels)} levels", everyone=True)
     finally:
         workshop.close()
     drives = drives_of_all(made, args.key_frames, ranks, device)
     drives.top = contender.image_size[1] - contender.window[0]
-    exams = {level: exam_of_all(held_out[level], orders[level], ranks, device) for level in LEVELS}
+    exams = {level: exam_of_all(held_out[level], orders[level], ranks, device) for level in args.levels}
     facts["seconds_shared"] = clock.spent()
     facts["training_scenes"] = len(drives) // args.key_frames
     say(f"{len(drives)} training frames and {sum(len(e.rows) for e in exams.values())} scored ones on every rank")
