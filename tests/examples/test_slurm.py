@@ -43,6 +43,7 @@ def submit(tmp_path):
             "RECORD": str(record),
             "SLURM_JOB_NODELIST": "node[7-8]",
             "SLURM_JOB_ID": "12345",
+            "PYTHON": "python",  # the stand-in, whatever Python runs the tests
         }
         done = subprocess.run(
             ["bash", SLURM / script, *flags], env=environment | variables, capture_output=True, text=True
