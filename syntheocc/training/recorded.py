@@ -1,7 +1,7 @@
 """UNet and ControlNet of a training step as CUDA graphs, forward and backward: recorded once, replayed every step.
 
-A step launches thousands of kernels, and launching them takes the CPU as long as the GPU needs to run them; small
-models wait for Python most of the time. What depends on the step (draws, captions, the condition's encoding, the loss)
+A step launches thousands of kernels, and launching them can take the CPU as long as the GPU needs to run them, or
+longer where the model is small. What depends on the step (draws, captions, the condition's encoding, the loss)
 stays outside, so that only shapes have to be the same from step to step.
 """
 

@@ -98,7 +98,7 @@ def scan(
         scene: what is there, with its ego car and lidar2ego.
         t_end: seconds; the sweep began `SWEEP_S` before.
         model: the sensor; None takes nuScenes'.
-        device: where it is computed; a second of one core, some ten milliseconds of a GPU.
+        device: where it is computed.
 
     Returns:
         A `LidarSweep` on the CPU. The same scene and time give the same points, on all devices up to rounding.

@@ -1,4 +1,4 @@
-"""Labels of the images made of lidar points as they are needed: no files, a few milliseconds a sample.
+"""Labels of the images made of lidar points as they are needed: no files.
 
 A point of a neighbouring frame goes lidar -> ego at its own time -> global -> camera at the camera's own time; the
 ray to it, its class and its depth are then given in the key frame's coordinates (ego at the key frame's lidar time).
@@ -118,6 +118,6 @@ def build_rays(
 
 
 def _length(columns: Tensor) -> Tensor:
-    """Lengths [R] of vectors [3, R]; a norm over columns that are far apart in memory takes ten times as long."""
+    """Lengths [R] of vectors [3, R]; a norm over columns that are far apart in memory is slower."""
     x, y, z = columns
     return (x * x + y * y + z * z).sqrt_()

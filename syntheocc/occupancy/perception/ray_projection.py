@@ -149,7 +149,7 @@ def _project(
     image = _placed(flat, points).view(count, views, kinds, 3, points.shape[-1])
     visible = _visible(image, cameras.sizes[part], cameras.window, config)
     visible &= wanted[:, None]
-    # Flat places and index_select: indexing with brackets takes three to ten times as long.
+    # Flat places and index_select: indexing with brackets is slower.
     place = visible.view(-1).nonzero()[:, 0]
     size = image.shape[-1]
     row = place // size  # frame by frame, view by view

@@ -71,10 +71,9 @@ def test_a_model_is_trained_predicts_and_is_scored(root, trained, tmp_path, caps
         assert arrays["pred"].shape == (200, 200, 16) and set(arrays.files) == {"pred"}
 
 
+@pytest.mark.parametrize("trained", NAMES[:1], indirect=True)  # the sweep is the models' common code
 def test_a_sweep_of_thresholds_comes_besides(root, trained, tmp_path):
-    name, folder = trained
-    if name != "occflownet":
-        pytest.skip("the sweep is the models' common code")
+    _, folder = trained
     arguments = flags(dataroot=root, weights=folder, device="cpu", metrics="miou", max_samples=1)
     assert evaluate.main([*arguments, *flags(output_dir=tmp_path, threshold="0.0,0.5,1.0")]) == 0
     scores = json.loads((tmp_path / "results.json").read_text())["metrics"]

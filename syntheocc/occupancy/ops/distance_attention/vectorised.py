@@ -20,7 +20,7 @@ def distance_attention_torch(
 ) -> Tensor:
     """See `distance_attention`."""
     # Not torch.cdist: by the expansion of the square it puts a voxel two centimetres away from itself, without it it
-    # starts a block of threads for each pair of points, which made it the slowest part of the network on a GPU.
+    # starts a block of threads for each pair of points on a GPU.
     x, y = centers.unbind(-1)
     distance = torch.hypot(x[:, :, None] - x[:, None], y[:, :, None] - y[:, None])  # [B, Q, Q]
     mask = -falloff.to(query.dtype)[..., None] * distance[:, None].to(query.dtype)
