@@ -1,0 +1,1 @@
+"""OccDepth: semantic scene completion from a stereo pair, with depth that knows about occupancy (specs/occdepth.md)."""
