@@ -28,10 +28,10 @@ class Clock:
 
 
 def device_of(ranks: Ranks, name: str | None) -> torch.device:
-    """The rank's own GPU, or the CPU where there is none (or it is asked for)."""
+    """The rank's GPU, or the CPU where there is none (or it is asked for); too few GPUs are shared."""
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", ranks.local_rank)
+    device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
@@ -51,14 +51,18 @@ def kept_going(what: str, failures: list[str]) -> Iterator[None]:
 
 @contextmanager
 def group(ranks: Ranks, device: torch.device) -> Iterator[None]:
-    """The process group: gloo for objects, NCCL for tensors on GPUs; nothing for a process alone."""
+    """The process group: gloo for objects, NCCL for tensors on GPUs; nothing for a process alone.
+
+    NCCL refuses two ranks on one GPU: where they share GPUs, tensors meet on the host.
+    """
     if ranks.world == 1:
         yield
         return
     import torch.distributed as dist
 
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    alone = device.type == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= torch.cuda.device_count()
+    backend = "cpu:gloo,cuda:nccl" if alone else "gloo"
     dist.init_process_group(backend)
     try:
         yield
@@ -72,7 +76,7 @@ def agreed(value: float, ranks: Ranks, device: torch.device, how: str = "first")
         return value
     import torch.distributed as dist
 
-    tensor = torch.tensor([value], dtype=torch.float64, device=device)
+    tensor = torch.tensor([value], dtype=torch.float64, device=_meeting(device))
     if how == "first":
         dist.broadcast(tensor, 0)
     else:
@@ -86,7 +90,9 @@ def same_on_all_ranks(module: torch.nn.Module, ranks: Ranks) -> None:
         import torch.distributed as dist
 
         for tensor in module.state_dict().values():
-            dist.broadcast(tensor, 0)
+            met = tensor.to(_meeting(tensor.device))
+            dist.broadcast(met, 0)
+            tensor.copy_(met)
 
 
 def of_all_ranks(rows: Tensor, ranks: Ranks) -> Tensor:
@@ -95,8 +101,16 @@ def of_all_ranks(rows: Tensor, ranks: Ranks) -> Tensor:
         return rows
     import torch.distributed as dist
 
-    count = int(agreed(len(rows), ranks, rows.device, "min"))
-    gathered = rows.new_empty(ranks.world * count, *rows.shape[1:])
+    device, met = rows.device, _meeting(rows.device)
+    count = int(agreed(len(rows), ranks, device, "min"))
+    gathered = rows.new_empty(ranks.world * count, *rows.shape[1:], device=met)
     # Parts of one tensor: gigabytes of labels are not copied once more.
-    dist.all_gather(list(gathered.split(count)), rows[:count].contiguous())
-    return gathered
+    dist.all_gather(list(gathered.split(count)), rows[:count].contiguous().to(met))
+    return gathered.to(device)
+
+
+def _meeting(device: torch.device) -> torch.device:
+    """Where tensors of a device are exchanged."""
+    import torch.distributed as dist
+
+    return device if "nccl" in str(dist.get_backend_config()) else torch.device("cpu")
