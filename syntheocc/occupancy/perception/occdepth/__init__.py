@@ -1,1 +1,1 @@
-"""OccDepth: semantic scene completion from a stereo pair, with depth that knows about occupancy (specs/occdepth.md)."""
+"""OccDepth: semantic scene completion from a stereo pair, with depth that knows occupancy (specs/occdepth.md)."""

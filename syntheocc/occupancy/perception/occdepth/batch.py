@@ -1,11 +1,11 @@
 """Samples of OccDepth in tensors, alone and batched: one instant, one or two views, and what its eight losses ask for.
 
 Why it is not `perception.batch.OccupancyBatch`: that one holds several frames of many cameras, raw, with projections
-from a grid that never moves. Here is one instant; the pictures come normalised, as the published network takes them;
-projections are float64, for the voxels' nearest pixels are taken (a rounding error is another pixel); the grid's
-origin differs from sample to sample (NYUv2); and there are targets that only OccDepth learns from: labels of the coarse
-grid for the relation prior, the tile of the picture that each voxel is seen in, the stereo teacher's depth. `tokens`,
-`semantics`, `intrinsics` and `to` are called and mean the same.
+from a grid that never moves. Here is one instant; the pictures come normalised, as the published network takes
+them; projections are float64, for voxels take their nearest pixel (a rounding error is another pixel); the grid's
+origin differs from sample to sample (NYUv2); and there are targets that only OccDepth learns from: labels of the
+coarse grid for the relation prior, the tile of the picture that each voxel is seen in, the stereo teacher's depth.
+`tokens`, `semantics`, `intrinsics` and `to` are called and mean the same.
 
 Grids are indexed [x, y, z up] for every data set: KITTI's in the velodyne frame, NYUv2's in world axes (its files, and
 its released weights, have [x, up, y]), TartanAir's in the levelled camera's axes (x right, y down, z forward).
@@ -67,12 +67,12 @@ class StereoBatch:
 
     @property
     def known(self) -> Tensor | None:
-        """bool [B, X, Y, Z]: voxels whose class is known."""
+        """Voxels whose class is known: bool [B, X, Y, Z]."""
         return None if self.semantics is None else self.semantics != UNKNOWN
 
     @property
     def depth_valid(self) -> Tensor | None:
-        """bool [B, D, H, W]: pixels with a depth."""
+        """Pixels with a depth: bool [B, D, H, W]."""
         return None if self.depth is None else self.depth > 0
 
     @property
@@ -92,8 +92,10 @@ class StereoBatch:
         return self._changed(lambda tensor: tensor.pin_memory())
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> "StereoBatch":
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return StereoBatch(**{k: change(v) if isinstance(v, Tensor) else v for k, v in values.items()})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in values.items():
+            values[name] = change(value) if isinstance(value, Tensor) else value
+        return StereoBatch(**values)
 
 
 def collate(samples: Sequence[StereoBatch]) -> StereoBatch:
@@ -117,7 +119,7 @@ def collate(samples: Sequence[StereoBatch]) -> StereoBatch:
                 if part.shape[1:] != parts[0].shape[1:]:
                     raise ValueError(
                         f"sample {sample.tokens[0]}: {f.name} is {list(part.shape[1:])}, that of "
-                        f"{samples[0].tokens[0]} {list(parts[0].shape[1:])}; a batch is of one data set and as many views"
+                        f"{samples[0].tokens[0]} {list(parts[0].shape[1:])}; batch one data set"
                     )
             values[f.name] = torch.cat(parts)
     return StereoBatch(**values)
