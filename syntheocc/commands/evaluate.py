@@ -1,4 +1,4 @@
-"""``syntheocc evaluate``: score a folder of occupancy predictions against Occ3D or OpenOcc v2 labels.
+"""``syntheocc evaluate``: score a folder of predictions against Occ3D, OpenOcc v2, SemanticKITTI or NYUv2 labels.
 
 Also ``python -m syntheocc.commands.evaluate``, which needs torch, numpy and tqdm. Frames are counted in parts of
 `PART` by worker processes (and by ranks, under torchrun); what a part counted is written down, and the same command
@@ -14,10 +14,11 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from syntheocc.commands.evaluate_completion import COMPLETION, count_completion, find_completion_samples
 from syntheocc.commands.evaluate_samples import Sample, find_samples
 from syntheocc.engine.flags import flag
 
-METRICS = ("miou", "rayiou", "raypq", "flow")
+METRICS = ("miou", "rayiou", "raypq", "flow", "ssc")
 PART = 32
 # What a prediction's labels are called in its file.
 KEYS = ("pred", "semantics")
@@ -27,14 +28,22 @@ KEYS = ("pred", "semantics")
 class EvaluateConfig:
     """Score a folder of predictions; run it again to go on where it stopped."""
 
-    pred: Path = flag(MISSING, "folder of <token>.npz (key pred or semantics; raypq: instances; flow: flow)")
+    pred: Path = flag(
+        MISSING, "folder of <token>.npz (key pred or semantics; raypq: instances; flow: flow), or of KITTI's .label"
+    )
     gt: Path = flag(Path("data/nuscenes"), "data root with the labels (gts, occ3d, ...) and the info pickles")
-    metrics: str = flag("miou,rayiou", f"which of {', '.join(METRICS)}, with commas")
-    labels: Literal["occ3d", "openocc_v2"] = flag("occ3d", "whose labels and class table")
+    metrics: str | None = flag(
+        None, f"which of {', '.join(METRICS)}, with commas; by default miou,rayiou, of semantic_kitti and nyuv2 ssc"
+    )
+    labels: Literal["occ3d", "openocc_v2", "semantic_kitti", "nyuv2"] = flag("occ3d", "whose labels and class table")
     mask: Literal["camera", "lidar", "none"] = flag(
         "camera", "voxels that mIoU counts: seen by the cameras, the lidar"
     )
     split: Literal["train", "val", "trainval", "test"] = flag("val", "which info pickle below --gt")
+    sequences: tuple[str, ...] = flag((), "sequences of semantic_kitti, instead of those of --split")
+    voxel_release: Literal["current", "before_2020_08_24", "detect"] = flag(
+        "current", "which release the voxels of semantic_kitti are; detect compares them with velodyne/"
+    )
     info_path: tuple[str, ...] = flag((), "info pickles or folders of JSON tables, instead of those below --gt")
     occ_path: Path | None = flag(None, "folder <scene>/<token>/labels.npz, instead of the one below --gt")
     out: Path | None = flag(None, "folder of results and of what is counted so far (default: <pred>_evaluation)")
@@ -44,9 +53,16 @@ class EvaluateConfig:
     max_samples: int | None = flag(None, "stop after this many samples")
 
     def __post_init__(self):
+        if self.metrics is None:
+            self.metrics = "ssc" if self.labels in COMPLETION else "miou,rayiou"
         unknown = [name for name in self.names if name not in METRICS]
         if unknown or not self.names:
             raise ValueError(f"--metrics are some of {', '.join(METRICS)}; got {self.metrics!r}")
+        if (self.labels in COMPLETION) != (self.names == ["ssc"]):
+            raise ValueError(
+                f"--labels={self.labels} with --metrics={self.metrics}: {' and '.join(COMPLETION)} are scored by ssc, "
+                "and by it alone; the others have no ssc"
+            )
         if "flow" in self.names and self.labels != "openocc_v2":
             raise ValueError("flow is labelled in OpenOcc v2 only; give --labels=openocc_v2")
         if self.device != "cpu" and self.device.split(":")[0] != "cuda":
@@ -59,7 +75,7 @@ class EvaluateConfig:
     @property
     def names(self) -> list[str]:
         """The metrics, in the order asked for."""
-        return list(dict.fromkeys(name.strip() for name in self.metrics.split(",") if name.strip()))
+        return list(dict.fromkeys(name.strip() for name in (self.metrics or "").split(",") if name.strip()))
 
     @property
     def folder(self) -> Path:
@@ -69,7 +85,8 @@ class EvaluateConfig:
 
     def settings(self) -> dict[str, Any]:
         """What the counts of a part depend on, besides its files."""
-        return {"metrics": sorted(self.names), "labels": self.labels, "mask": self.mask}
+        settings = {"metrics": sorted(self.names), "labels": self.labels, "mask": self.mask}
+        return settings | ({"voxel_release": self.voxel_release} if self.labels == "semantic_kitti" else {})
 
 
 def run(config: EvaluateConfig) -> int:
@@ -80,7 +97,7 @@ def run(config: EvaluateConfig) -> int:
     # The command line's class is made on the fly and cannot be sent to a worker.
     config = EvaluateConfig(**{field.name: getattr(config, field.name) for field in fields(EvaluateConfig)})
     ranks = Ranks.from_environment()
-    samples, missing = find_samples(config)
+    samples, missing = find_completion_samples(config) if config.labels in COMPLETION else find_samples(config)
     parts = [samples[k : k + PART] for k in range(0, len(samples), PART)]
     folder = config.folder / "parts"
     files = [folder / f"part-{k:05d}.json" for k in range(len(parts))]
@@ -138,8 +155,10 @@ def run(config: EvaluateConfig) -> int:
 def make_metrics(config: EvaluateConfig) -> dict[str, Any]:
     """The accumulators of a job, by name."""
     from syntheocc.occupancy.data.occupancy_files import preset_of
-    from syntheocc.occupancy.metrics import OccupancyFlow, OccupancyIoU, RayIoU, RayPQ
+    from syntheocc.occupancy.metrics import OccupancyFlow, OccupancyIoU, RayIoU, RayPQ, SSCIoU
 
+    if config.labels in COMPLETION:
+        return {"ssc": SSCIoU.semantic_kitti() if config.labels == "semantic_kitti" else SSCIoU.nyuv2()}
     spec, taxonomy = preset_of(config.labels)
     mask = None if config.mask == "none" else config.mask
     makers = {
@@ -277,6 +296,9 @@ def _count(sample: Sample, config: EvaluateConfig, metrics: Mapping[str, Any], d
     from syntheocc.occupancy.data.occ3d import read_occ3d
     from syntheocc.occupancy.data.occupancy_files import preset_of
 
+    if config.labels in COMPLETION:
+        count_completion(sample, config, metrics["ssc"])
+        return False
     preset = preset_of(config.labels)
     with about(f"sample {sample.token}"):
         truth = read_occ3d(sample.gt, preset)
