@@ -87,8 +87,8 @@ def make_drive(order: Order, number: int) -> dict[str, Any]:
         camera_mask, with `accumulated` lidar_mask, bool [R, X, Y, Z], and origins, a list of R times [O, 3] metres;
         with `rays` what `rays_of` gives.
     """
+    from syntheocc.occupancy.accumulation.visibility import camera_mask
     from syntheocc.worlds.drives import drive_of
-    from syntheocc.worlds.masks import camera_mask
     from syntheocc.worlds.scene import make_scene
     from syntheocc.worlds.splits import scene_seed
     from syntheocc.worlds.timeline import key_frame

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.accumulation.visibility import lidar_mask
 from syntheocc.occupancy.data.frames import Boxes
 from syntheocc.occupancy.grids import GridSpec, OccupancyGrid, Preset
 from syntheocc.occupancy.taxonomy import UNKNOWN
 from syntheocc.occupancy.transforms import invert_rigid, transform_points
 from syntheocc.worlds.labels import grid_to_world, world_table
-from syntheocc.worlds.masks import lidar_mask
 from syntheocc.worlds.taxonomy import LIDARSEG_NAMES, LIDARSEG_TO_WORLD, WORLD_TAXONOMY
 
 __all__ = ["Accumulation"]

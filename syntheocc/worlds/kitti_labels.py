@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.accumulation.visibility import passed_voxels
 from syntheocc.occupancy.data.semantic_kitti import RAW_OF_CLASS, SemanticKittiVoxels, voxelize_scan
 from syntheocc.occupancy.grids import SEMANTIC_KITTI, GridSpec, OccupancyGrid
 from syntheocc.occupancy.rendering.raycast import cast_rays
 from syntheocc.occupancy.taxonomy import SEMANTIC_KITTI_TAXONOMY
 from syntheocc.occupancy.transforms import invert_rigid, transform_points
 from syntheocc.worlds.labels import exact_labels, world_table
-from syntheocc.worlds.masks import passed_voxels
 from syntheocc.worlds.primitives import CONE, Primitives
 from syntheocc.worlds.scene import Scene
 from syntheocc.worlds.taxonomy import WORLD_TAXONOMY

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.accumulation.visibility import camera_mask
 from syntheocc.occupancy.data.frames import Frame
 from syntheocc.occupancy.data.occ3d import Occ3DLabels, write_occ3d
 from syntheocc.occupancy.data.occupancy_files import occupancy_path, preset_of
@@ -25,7 +26,6 @@ from syntheocc.occupancy.data.voxel_rows import ZYX, write_rows
 from syntheocc.occupancy.grids import OCC3D_NUSCENES, OPENOCCUPANCY, SURROUNDOCC, SYNTHEOCC, OccupancyGrid, Preset
 from syntheocc.worlds.accumulate import Accumulation
 from syntheocc.worlds.labels import exact_labels
-from syntheocc.worlds.masks import camera_mask
 from syntheocc.worlds.taxonomy import WORLD_TAXONOMY
 
 __all__ = ["LABEL_ROOTS", "PANOPTIC_ROOT", "panoptic_instances", "write_labels"]

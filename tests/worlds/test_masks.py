@@ -3,11 +3,11 @@
 import torch
 
 from syntheocc.occupancy import OCC3D_NUSCENES, Camera, CameraRig
+from syntheocc.occupancy.accumulation.visibility import camera_mask, lidar_mask, passed_voxels
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.transforms import transform_points
 from syntheocc.worlds.intersect import first_hit
 from syntheocc.worlds.labels import exact_grid
-from syntheocc.worlds.masks import camera_mask, lidar_mask, passed_voxels
 from syntheocc.worlds.scene import make_scene
 from syntheocc.worlds.timeline import key_frame
 
@@ -65,7 +65,7 @@ def test_both_backends_agree():
     origin = torch.tensor([3.9, 1.1, 1.7])
     points = torch.rand(400, 3, generator=generator, dtype=torch.float64) * 14 - 3
     masks = [torch.zeros(ROW.shape, dtype=torch.bool) for _ in range(2)]
-    for mask, backend in zip(masks, ("torch", "numba"), strict=True):
+    for mask, backend in zip(masks, ("reference", "numba"), strict=True):
         for point in points:
             passed_voxels(mask, origin, point[None], ROW, backend)
     assert torch.equal(*masks)

@@ -10,17 +10,18 @@ geometry. Legend: R rays, N points, X Y Z voxels.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from syntheocc.occupancy.cameras import CameraRig
 from syntheocc.occupancy.grids import GridSpec
-from syntheocc.occupancy.ops.mpi_lookup import has_module
+from syntheocc.occupancy.ops.ray_passes import count_passes
 from syntheocc.occupancy.rendering.raycast import cast_rays
 from syntheocc.occupancy.transforms import invert_rigid, transform_points
 
-__all__ = ["camera_mask", "lidar_mask", "passed_voxels"]
+__all__ = ["RayPasses", "camera_mask", "lidar_mask", "passed_voxels"]
 
 
 def camera_mask(occupied: Tensor, spec: GridSpec, rig: CameraRig, grid2ego: Tensor | None = None) -> Tensor:
@@ -83,18 +84,55 @@ def passed_voxels(
         origin: [3] metres in the grid's frame; may lie outside the grid.
         points: [N, 3], likewise.
         spec: where the voxels lie.
-        backend: "torch" or "numba"; None takes numba where it is installed.
+        backend: of `ray_passes.count_passes`.
     """
-    lower, size = (torch.tensor(v, dtype=torch.float64) for v in (spec.lower, spec.voxel_size))
-    start = (origin.double() - lower) / size
-    way = (points.double() - lower) / size - start
-    first, last = _clip(start, way, torch.tensor(spec.shape, dtype=torch.float64))
-    kept = last > first
-    begin, end = start + first[kept, None] * way[kept], start + last[kept, None] * way[kept]
-    if (backend or ("numba" if has_module("numba") else "torch")) == "numba":
-        _kernel()(begin.contiguous().numpy(), end.contiguous().numpy(), observed.numpy())
-    else:
-        _pass_torch(begin, end, observed)
+    passes = RayPasses.none(spec)
+    passes.add(origin, points, returns=False, backend=backend)
+    observed |= passes.through > 0
+
+
+@dataclass(frozen=True, eq=False)
+class RayPasses:
+    """What rays say about the voxels before their returns.
+
+    Args:
+        spec: where the voxels lie.
+        through: int32 [X, Y, Z], rays that passed each voxel and ended behind it.
+        lowest: float64 [X, Y], the least height that a ray had in each column, voxel units; +inf where none came.
+    """
+
+    spec: GridSpec
+    through: Tensor
+    lowest: Tensor
+
+    @classmethod
+    def none(cls, spec: GridSpec) -> "RayPasses":
+        """No ray yet."""
+        through = torch.zeros(spec.shape, dtype=torch.int32)
+        return cls(spec, through, torch.full(spec.shape[:2], torch.inf, dtype=torch.float64))
+
+    @property
+    def floor(self) -> Tensor:
+        """`lowest` in metres of the grid's frame, float64 [X, Y]."""
+        return self.spec.lower[2] + self.lowest * self.spec.voxel_size[2]
+
+    def add(self, origin: Tensor, points: Tensor, returns: bool = True, backend: str | None = None) -> None:
+        """Add the rays from one origin to points.
+
+        Args:
+            origin: [3] metres in the grid's frame; may lie outside the grid.
+            points: [N, 3], likewise.
+            returns: whether the points are returns, whose own voxels were not passed.
+            backend: of `ray_passes.count_passes`.
+        """
+        lower, size = (torch.tensor(v, dtype=torch.float64) for v in (self.spec.lower, self.spec.voxel_size))
+        start = (origin.double() - lower) / size
+        way = (points.double() - lower) / size - start
+        first, last = _clip(start, way, torch.tensor(self.spec.shape, dtype=torch.float64))
+        kept = last > first
+        begin, end = start + first[kept, None] * way[kept], start + last[kept, None] * way[kept]
+        stops = (last[kept] >= 1) if returns else torch.zeros(len(begin), dtype=torch.bool)
+        count_passes(begin, end, stops, self.through, self.lowest, backend)
 
 
 def _clip(start: Tensor, way: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,69 +142,3 @@ def _clip(start: Tensor, way: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
     first = torch.minimum(near, far).amax(1).clamp_min(0)
     last = torch.maximum(near, far).amin(1).clamp_max(1)
     return first, last
-
-
-def _pass_torch(begin: Tensor, end: Tensor, observed: Tensor) -> None:
-    """All ways cut at every face they cross; the middle of each piece tells its voxel."""
-    shape = torch.tensor(observed.shape)
-    way = end - begin
-    for piece in range(0, len(begin), 4096):
-        b, w = begin[piece : piece + 4096], way[piece : piece + 4096]
-        steps = int(w.abs().amax().ceil()) + 2
-        cuts = [torch.zeros(len(b), 1, dtype=b.dtype), torch.ones(len(b), 1, dtype=b.dtype)]
-        for axis in range(3):
-            low = torch.minimum(b[:, axis], b[:, axis] + w[:, axis]).floor()
-            faces = low[:, None] + torch.arange(1, steps, dtype=b.dtype)
-            share = (faces - b[:, axis, None]) / w[:, axis, None]
-            cuts.append(torch.where((share > 0) & (share < 1), share, 1.0))
-        shares = torch.cat(cuts, 1).sort(1).values
-        middle = (shares[:, 1:] + shares[:, :-1]) / 2
-        points = b[:, None] + middle[..., None] * w[:, None]
-        index = points.floor().long().reshape(-1, 3)
-        index = index[((index >= 0) & (index < shape)).all(1)]
-        observed[index[:, 0], index[:, 1], index[:, 2]] = True
-
-
-def _pass_loops(begin, end, observed):
-    for r in range(len(begin)):
-        # Amanatides and Woo: step over the nearest face until the way's end.
-        x, y, z = int(begin[r, 0]), int(begin[r, 1]), int(begin[r, 2])
-        dx, dy, dz = end[r, 0] - begin[r, 0], end[r, 1] - begin[r, 1], end[r, 2] - begin[r, 2]
-        sx, sy, sz = (1 if dx > 0 else -1), (1 if dy > 0 else -1), (1 if dz > 0 else -1)
-        far = 1e300
-        tx = (x + (sx > 0) - begin[r, 0]) / dx if dx != 0 else far
-        ty = (y + (sy > 0) - begin[r, 1]) / dy if dy != 0 else far
-        tz = (z + (sz > 0) - begin[r, 2]) / dz if dz != 0 else far
-        ux = abs(1 / dx) if dx != 0 else far
-        uy = abs(1 / dy) if dy != 0 else far
-        uz = abs(1 / dz) if dz != 0 else far
-        while True:
-            if 0 <= x < observed.shape[0] and 0 <= y < observed.shape[1] and 0 <= z < observed.shape[2]:
-                observed[x, y, z] = True
-            if tx < ty and tx < tz:
-                if tx >= 1:
-                    break
-                x += sx
-                tx += ux
-            elif ty < tz:
-                if ty >= 1:
-                    break
-                y += sy
-                ty += uy
-            else:
-                if tz >= 1:
-                    break
-                z += sz
-                tz += uz
-
-
-_COMPILED: list = []
-
-
-def _kernel():
-    """The loops compiled by numba, at their first use."""
-    if not _COMPILED:
-        import numba
-
-        _COMPILED.append(numba.njit(nogil=True, cache=True, error_model="numpy")(_pass_loops))
-    return _COMPILED[0]
