@@ -36,6 +36,8 @@ class Boxes:
         velocities: float64 [N, 2] m/s along ego x and y; NaN where unknown. Left out: all NaN.
         num_lidar_points: int64 [N] points inside, -1 unknown. Left out: all -1.
         instance_tokens: N tokens that name an object over time, "" unknown. Left out: all "".
+        num_radar_points: int64 [N] radar returns inside, -1 unknown. Left out: all -1.
+        attributes: N nuScenes attribute names ("vehicle.parked"), "" none or unknown. Left out: all "".
 
     Raises:
         ValueError: lengths differ, a pose is not rigid, or a size is not positive and finite.
@@ -47,6 +49,8 @@ class Boxes:
     velocities: Any = None
     num_lidar_points: Any = None
     instance_tokens: Any = None
+    num_radar_points: Any = None
+    attributes: Any = None
 
     def __post_init__(self):
         num = len(self.names)
@@ -61,7 +65,19 @@ class Boxes:
         put("velocities", torch.as_tensor(self.velocities, dtype=torch.float64).reshape(-1, 2))
         put("num_lidar_points", torch.as_tensor(self.num_lidar_points, dtype=torch.int64).reshape(-1))
         put("instance_tokens", ("",) * num if self.instance_tokens is None else tuple(self.instance_tokens))
-        for name in ("box2ego", "sizes", "velocities", "num_lidar_points", "instance_tokens"):
+        if self.num_radar_points is None:
+            put("num_radar_points", torch.full((num,), -1))
+        put("num_radar_points", torch.as_tensor(self.num_radar_points, dtype=torch.int64).reshape(-1))
+        put("attributes", ("",) * num if self.attributes is None else tuple(self.attributes))
+        for name in (
+            "box2ego",
+            "sizes",
+            "velocities",
+            "num_lidar_points",
+            "instance_tokens",
+            "num_radar_points",
+            "attributes",
+        ):
             if len(getattr(self, name)) != num:
                 raise ValueError(f"boxes: {num} names but {len(getattr(self, name))} {name}; give one each")
         bad = ~(torch.isfinite(self.sizes) & (self.sizes > 0)).all(-1)
@@ -135,6 +151,8 @@ class Boxes:
             self.velocities[index],
             self.num_lidar_points[index],
             tuple(self.instance_tokens[i] for i in chosen),
+            self.num_radar_points[index],
+            tuple(self.attributes[i] for i in chosen),
         )
 
 
