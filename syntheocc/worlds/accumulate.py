@@ -9,6 +9,9 @@
    Rain and spray are "others", as raw category 0 is everywhere.
 4. A voxel without returns is free where a lidar ray passed it, else unknown (255).
 
+The points, votes and rays are those of `syntheocc occupancy build` (`occupancy.accumulation`), without the rules by
+which it does better.
+
 Legend: N returns, A actors, X Y Z voxels.
 """
 
@@ -16,12 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.accumulation.cloud import OwnerRules, SceneCloud, Sweep, owners_of
 from syntheocc.occupancy.accumulation.visibility import lidar_mask
-from syntheocc.occupancy.data.frames import Boxes
 from syntheocc.occupancy.grids import GridSpec, OccupancyGrid, Preset
 from syntheocc.occupancy.taxonomy import UNKNOWN
 from syntheocc.occupancy.transforms import invert_rigid, transform_points
@@ -33,6 +35,8 @@ __all__ = ["Accumulation"]
 EGO = LIDARSEG_NAMES.index("vehicle.ego")
 # Sweeps from farther away than this (metres) add nothing to a grid.
 FAR_SWEEP = 90.0
+# Whatever is in a box is the object's, and no farther.
+_BOXES_ALONE = OwnerRules(margin=0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,18 +45,11 @@ class Accumulation:
 
     Args:
         scene: a `Scene`.
-        origins: float64 [T, 3], where the lidar stood in the world.
-        returns: T times float64 [N, 3], the sweeps in the world, without the own car.
-        still: float64 [N, 3] returns in no box, world; still_labels uint8 [N].
-        objects: for every actor its returns float64 [N, 3] in its own frame.
+        cloud: its sweeps without the own car, world frame; the objects are its actors.
     """
 
     scene: Any
-    origins: Tensor
-    returns: Sequence[Tensor]
-    still: Tensor
-    still_labels: Tensor
-    objects: Sequence[Tensor]
+    cloud: SceneCloud
 
     @classmethod
     def of(cls, scene: Any, sweeps: Sequence[Any]) -> "Accumulation":
@@ -68,28 +65,19 @@ class Accumulation:
         if len(sweeps) != len(scene.key_times):
             raise ValueError(f"{len(scene.key_times)} key frames need as many sweeps, got {len(sweeps)}")
         table = torch.from_numpy(LIDARSEG_TO_WORLD)
-        origins, returns, still, labels = [], [], [], []
-        objects: list[list[Tensor]] = [[] for _ in scene.actors]
-        for t, sweep in zip(scene.key_times, sweeps, strict=True):
+        poses = torch.from_numpy(scene.actor_poses(list(scene.key_times)))  # [T, A, 4, 4]
+        sizes = torch.tensor([actor.size for actor in scene.actors], dtype=torch.float64).reshape(-1, 3)
+        placed = []
+        for t, sweep, box2world in zip(scene.key_times, sweeps, poses, strict=True):
             lidar2world = scene.ego.pose_at(t) @ scene.lidar2ego
             category = torch.as_tensor(sweep.category).cpu()
             kept = category != EGO
             points = torch.as_tensor(sweep.points).cpu()[kept, :3].double()
-            world = transform_points(lidar2world, points)
-            boxes: Boxes = scene.boxes_at(t, torch.eye(4, dtype=torch.float64))
-            owner = _owners(boxes, world)
-            for a in owner.unique().tolist():
-                if a >= 0:
-                    objects[a].append(transform_points(invert_rigid(boxes.box2ego[a]), world[owner == a]))
-            origins.append(lidar2world[:3, 3])
-            returns.append(world)
-            still.append(world[owner < 0])
-            labels.append(table[category[kept].int()][owner < 0])
-        empty = torch.zeros(0, 3, dtype=torch.float64)
-        return cls(
-            scene, torch.stack(origins), returns, torch.cat(still), torch.cat(labels),
-            [torch.cat(parts) if parts else empty for parts in objects],
-        )  # fmt: skip
+            world, labels = transform_points(lidar2world, points).float(), table[category[kept].int()]
+            everyone = torch.ones(len(sizes), dtype=torch.bool)
+            owners = owners_of(world, labels, box2world, sizes, everyone, _BOXES_ALONE)
+            placed.append(Sweep(round(t * 1e6), lidar2world[:3, 3], world, labels, owners))
+        return cls(scene, SceneCloud.of(placed, len(sizes), list(poses)))
 
     def labels(self, index: int, preset: Preset, unseen: bool = True) -> tuple[OccupancyGrid, Tensor]:
         """The labels and instances at key frame `index`.
@@ -104,58 +92,30 @@ class Accumulation:
         """
         t = self.scene.key_times[index]
         grid2ego, grid2world = grid_to_world(self.scene, t, preset.spec)
-        poses = torch.from_numpy(self.scene.actor_poses([t])[0])
-        points, labels, instances = [self.still], [self.still_labels], [torch.zeros(len(self.still), dtype=torch.long)]
-        for a, (own, actor) in enumerate(zip(self.objects, self.scene.actors, strict=True)):
-            if len(own):
-                label = int(LIDARSEG_TO_WORLD[LIDARSEG_NAMES.index(actor.category)])
-                points.append(transform_points(poses[a], own))
-                labels.append(torch.full((len(own),), label, dtype=torch.uint8))
-                instances.append(torch.full((len(own),), a + 1))
-        in_grid = transform_points(invert_rigid(grid2world), torch.cat(points))
-        world, instance = _majority(in_grid, torch.cat(labels), torch.cat(instances), preset.spec)
+        poses = list(torch.from_numpy(self.scene.actor_poses([t])[0]))
+        classes = [int(LIDARSEG_TO_WORLD[LIDARSEG_NAMES.index(actor.category)]) for actor in self.scene.actors]
+        still = self.cloud.background(range(len(self.cloud.sweeps)))
+        world, instance = self.cloud.voxels(
+            still, poses, classes, invert_rigid(grid2world), preset.spec, WORLD_TAXONOMY.free
+        )
         result = world_table(preset.taxonomy)[world.int()]
         if unseen:
             result[(world == WORLD_TAXONOMY.free) & ~self.observed(index, preset.spec)] = UNKNOWN
         return OccupancyGrid(result, preset.spec, preset.taxonomy, grid2ego), instance
 
     def observed(self, index: int, spec: GridSpec) -> Tensor:
-        """Bool [X, Y, Z]: voxels that a ray of any sweep nearby passed or ended in (`masks.lidar_mask`)."""
+        """Bool [X, Y, Z]: voxels that a ray of any sweep nearby passed or ended in (`visibility.lidar_mask`)."""
         _, grid2world = grid_to_world(self.scene, self.scene.key_times[index], spec)
         world2grid = invert_rigid(grid2world)
-        near = (self.origins - self.origins[index]).norm(dim=1) < FAR_SWEEP
+        here = self.cloud.sweeps[index].origin
         return lidar_mask(
             (
-                (transform_points(world2grid, self.origins[j : j + 1])[0], transform_points(world2grid, returns))
-                for j, returns in enumerate(self.returns)
-                if near[j]
+                (
+                    transform_points(world2grid, sweep.origin[None])[0],
+                    transform_points(world2grid, sweep.points.double()),
+                )
+                for sweep in self.cloud.sweeps
+                if (sweep.origin - here).norm() < FAR_SWEEP
             ),
             spec,
         )
-
-
-def _owners(boxes: Boxes, points: Tensor) -> Tensor:
-    """Index of the box that holds each point, -1 none, the last one where several do; int64 [N]."""
-    owner = torch.full((len(points),), -1)
-    for a, inside in enumerate(boxes.contains(points)):
-        owner[inside] = a
-    return owner
-
-
-def _majority(points: Tensor, labels: Tensor, instances: Tensor, spec: GridSpec) -> tuple[Tensor, Tensor]:
-    """The commonest (label, instance) of the points in each voxel, the smaller one of equals.
-
-    Returns:
-        labels uint8 [X, Y, Z], free where no point fell, and instances int32 [X, Y, Z].
-    """
-    index, inside = spec.index_of(points)
-    voxel = torch.from_numpy(np.ravel_multi_index(tuple(index[inside].numpy().T), spec.shape))
-    kind = labels[inside].long() + 256 * instances[inside]
-    pairs, counts = torch.unique(voxel * (1 << 24) + kind, return_counts=True)
-    # Sorted by count, larger kinds first among equals: the last one written stays.
-    order = torch.from_numpy(np.lexsort((-(pairs % (1 << 24)).numpy(), counts.numpy())))
-    pairs = pairs[order]
-    flat = np.full(int(np.prod(spec.shape)), WORLD_TAXONOMY.free, dtype=np.int64)
-    flat[(pairs >> 24).numpy()] = (pairs % (1 << 24)).numpy()
-    kinds = torch.from_numpy(flat).reshape(spec.shape)
-    return (kinds % 256).to(torch.uint8), (kinds // 256).int()

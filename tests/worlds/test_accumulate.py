@@ -7,13 +7,11 @@ import torch
 
 from syntheocc.occupancy import OCC3D_NUSCENES
 from syntheocc.occupancy.grids import GridSpec, Preset
-from syntheocc.worlds.accumulate import Accumulation, _majority
+from syntheocc.worlds.accumulate import Accumulation
 from syntheocc.worlds.labels import exact_labels
 from syntheocc.worlds.lidar import scan
 from syntheocc.worlds.scene import make_scene
 from syntheocc.worlds.taxonomy import LIDARSEG_NAMES, WORLD_TAXONOMY
-
-UNIT = GridSpec((0.0, 0.0, 0.0), 1.0, (3, 3, 3))
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +22,6 @@ def scene():
 @pytest.fixture(scope="module")
 def accumulation(scene):
     return Accumulation.of(scene, [scan(scene, t) for t in scene.key_times])
-
-
-def test_the_majority_of_a_voxel_wins():
-    points = torch.tensor([[0.5, 0.5, 0.5]] * 3 + [[1.5, 0.5, 0.5]] * 2 + [[9.0, 0.5, 0.5]])
-    labels = torch.tensor([4, 4, 9, 7, 5, 1], dtype=torch.uint8)
-    found, instances = _majority(points, labels, torch.tensor([2, 2, 0, 0, 0, 0]), UNIT)
-    assert found[0, 0, 0] == 4 and instances[0, 0, 0] == 2
-    assert found[1, 0, 0] == 5  # of equals the smaller id
-    assert (found != 0).sum() == 2  # the point outside is in no voxel
 
 
 def test_unseen_is_unknown_and_passed_is_free(scene, accumulation):
@@ -79,8 +68,9 @@ def test_what_moves_leaves_ghosts_and_boxes_take_their_ground(scene):
             Sweep(points.float(), torch.tensor([road, car], dtype=torch.uint8), torch.tensor([0, moving + 1]))
         )
     made = Accumulation.of(scene, sweeps)
-    assert len(made.objects[moving]) == 3 and len(made.still) == 3
-    assert torch.allclose(made.objects[moving], torch.tensor([[0.1, 0, 0]] * 3).double(), atol=1e-4)
+    own, (still, _) = made.cloud.objects[moving], made.cloud.background(range(3))
+    assert len(own) == 3 and len(still) == 3
+    assert torch.allclose(own, torch.tensor([[0.1, 0, 0]] * 3), atol=1e-4)
     spec = GridSpec((-80.0, -80.0, -4.0), 0.5, (320, 320, 16))
     grid, instances = made.labels(2, Preset(spec, WORLD_TAXONOMY), unseen=False)
     # three ghosts in three places, the car once: its three returns met in one voxel
