@@ -5,6 +5,7 @@ import pytest
 from syntheocc.commands import main
 from syntheocc.commands.occupancy import parse
 from syntheocc.occupancy.perception import train
+from syntheocc.occupancy.perception.registry import MODELS, model_entry
 from syntheocc.occupancy.perception.settings import TrainConfig
 
 
@@ -50,6 +51,12 @@ def test_a_preset_alone_is_its_recipe():
     assert (found.lr_scheduler, found.lr_end, found.learning_rate, found.epochs) == ("cosine", 1e-3, 1e-3, 48)
     found = config("train", "sparseocc", "--lr_scheduler=cosine", "--max_train_steps=9")
     assert (found.lr_scheduler, found.lr_end, found.epochs, found.max_train_steps) == ("cosine", 0, None, 9)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_has_a_preset_of_its_own_by_default(model):
+    found = config("train", model)
+    assert found.preset == model_entry(model).default_preset and "small" in found.preset
 
 
 def test_the_labels_are_those_that_the_preset_was_made_for():

@@ -49,6 +49,8 @@ class ModelEntry(ABC):
     """Made of a config; `from_pretrained(path, device)`, `from_original(path, preset)`, `save_pretrained(path)`."""
     presets: ClassVar[Mapping[str, Callable[[], tuple[Any, Any]]]]
     """Name -> function that returns (config, a `TrainingRecipe`)."""
+    default_preset: ClassVar[str] = "small"
+    """What a training takes when it names none."""
     published: ClassVar[Mapping[str, str]] = {}
     """Stem of a published configuration file -> preset, where they differ by more than "-" for "_"."""
     train_settings: ClassVar[type[TrainConfig]] = TrainConfig
@@ -58,7 +60,7 @@ class ModelEntry(ABC):
 
     def preset_name(self, text: str) -> str:
         """The preset that a name, or the path of a published configuration file, means; ValueError naming them all."""
-        stem = Path(text).stem if Path(text).suffix == ".py" or "/" in text else text
+        stem = Path(text).stem if Path(text).suffix in (".py", ".yaml") or "/" in text else text
         plain = stem.replace("-", "_")
         for name in (stem, self.published.get(stem, ""), plain, plain.removeprefix(f"{self.name}_")):
             if name in self.presets:

@@ -119,7 +119,7 @@ class TrainConfig(SourceConfig, LoopConfig):
         None, f"format of the labels; {_OF_THE_PRESET}"
     )
     model: str = flag("sparseocc", "which model")
-    preset: str = flag("small", "which of the model's presets", aliases=("config",))
+    preset: str = flag(None, "which of the model's presets; empty: its small one", aliases=("config",))
     frames_per_sample: int | None = flag(None, f"frames the model sees, the current one included; {_OF_THE_PRESET}")
     backbone_weights: Path | None = flag(None, "a detector's or classifier's weights for the ResNet; empty: random")
     label_mask: Literal["camera", "lidar", "none"] = flag("camera", "learn from voxels that this sensor observed")
@@ -149,7 +149,7 @@ class TrainConfig(SourceConfig, LoopConfig):
         from syntheocc.occupancy.perception.registry import model_entry
 
         entry = model_entry(self.model)
-        self.preset = entry.preset_name(self.preset)
+        self.preset = entry.preset_name(self.preset or entry.default_preset)
         model, recipe = entry.preset(self.preset)
         if self.labels is None:
             self.labels = _labels_with(model.taxonomy)

@@ -12,6 +12,7 @@ class OccFlowNetEntry(VolumeEntry):
     name = "occflownet"
     model_class = OccFlowNet
     presets = PRESETS
+    default_preset = "occflownet_2d_flow_small"
     step_class = OccFlowNetStep
     # The published files are named by their backbone.
     published = {f"stbase_{kind}": f"occflownet_{kind}" for kind in ("2d", "2d_flow", "2d_flow_3d")}

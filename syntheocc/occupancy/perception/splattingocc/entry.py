@@ -12,6 +12,7 @@ class SplattingOccEntry(VolumeEntry):
     name = "splattingocc"
     model_class = SplattingOcc
     presets = SPLATTINGOCC_PRESETS
+    default_preset = "splattingocc_small"
     step_class = SplattingOccStep
 
 

@@ -12,6 +12,7 @@ class RenderOccEntry(VolumeEntry):
     name = "renderocc"
     model_class = RenderOcc
     presets = RENDEROCC_PRESETS
+    default_preset = "renderocc_7frame_small"
     step_class = RenderOccStep
 
 
