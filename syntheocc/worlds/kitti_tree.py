@@ -22,6 +22,7 @@ from syntheocc.engine.files import atomic_write_image
 from syntheocc.occupancy.cameras import CameraRig
 from syntheocc.occupancy.data import kitti
 from syntheocc.occupancy.data.semantic_kitti import write_point_labels, write_semantic_kitti
+from syntheocc.occupancy.data.semantic_kitti_frames import SEQUENCES
 from syntheocc.occupancy.transforms import invert_rigid
 from syntheocc.worlds.families import random_for
 from syntheocc.worlds.kitti_labels import kitti_voxels, point_labels
@@ -31,12 +32,6 @@ from syntheocc.worlds.velodyne import AZIMUTHS, HDL64E_DEG, velodyne_scan
 
 __all__ = ["SEQUENCES", "kitti_view", "nominal_calibration", "sequence_names", "write_kitti_sequence"]
 
-# SemanticKITTI's split.
-SEQUENCES = {
-    "train": ("00", "01", "02", "03", "04", "05", "06", "07", "09", "10"),
-    "val": ("08",),
-    "test": ("11", "12", "13", "14", "15", "16", "17", "18", "19", "20", "21"),
-}
 IMAGE_SIZE = (376, 1241)  # height, width of sequence 00
 FRAME_RATE = 10.0
 

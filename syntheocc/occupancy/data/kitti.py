@@ -6,27 +6,35 @@
 **`ego` is the velodyne frame here** (x forward, y left, z up, at the sensor): KITTI calibrates no vehicle frame, and
 SemanticKITTI's grids and OccDepth's numbers count from the velodyne. `lidar2ego` is the identity.
 
-P2 and P3 are projections of rectified camera 0 with an offset in all three axes (4 cm across, millimetres down and
-along), so the camera of an image is `K^-1 P Tr`, not `Tr` alone (specs/occdepth.md 1.1).
+The calibration is `occupancy.data.kitti_calib`'s, whose names can be had here.
 """
 
 import os
 import struct
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from syntheocc.engine.files import atomic_write_text, not_opened
-from syntheocc.occupancy.cameras import Camera, CameraRig
-from syntheocc.occupancy.data.frames import Frame, about
+from syntheocc.occupancy.data.frames import Frame
+from syntheocc.occupancy.data.kitti_calib import (
+    STEREO,
+    KittiCalibration,
+    calibration_of,
+    floats_of,
+    homogeneous_of,
+    read_calib,
+    read_projections,
+    stereo_rig,
+    text_lines,
+    write_calib,
+)
 from syntheocc.occupancy.data.lidar import read_lidar, write_lidar
 from syntheocc.occupancy.data.png16 import read_png16, write_png16
-from syntheocc.occupancy.transforms import invert_rigid, numbers, rigid_transform
+from syntheocc.occupancy.transforms import invert_rigid
 
 __all__ = [
     "STEREO",
@@ -35,6 +43,7 @@ __all__ = [
     "read_calib",
     "read_depth",
     "read_poses",
+    "read_projections",
     "read_scan",
     "read_sequence",
     "read_times",
@@ -46,140 +55,7 @@ __all__ = [
     "write_times",
 ]
 
-# Camera name (the picture's folder) -> its projection in calib.txt: the colour pair.
-STEREO = {"image_2": "P2", "image_3": "P3"}
-_PROJECTIONS = ("P0", "P1", "P2", "P3")
 _DEPTH_UNITS = 256.0  # a metre in a depth picture
-
-
-@dataclass(frozen=True, eq=False)
-class KittiCalibration:
-    """The calibration of a sequence.
-
-    Args:
-        projections: "P0".."P3" -> float64 [3, 4], from rectified camera 0 (metres) to pixels; [K | K t].
-        lidar2cam0: float64 [4, 4], velodyne to rectified camera 0.
-
-    Raises:
-        ValueError: a projection of another shape or without a camera matrix, or a pose that is not rigid.
-    """
-
-    projections: Mapping[str, Tensor]
-    lidar2cam0: Tensor
-
-    def __post_init__(self):
-        object.__setattr__(self, "lidar2cam0", rigid_transform(self.lidar2cam0, "Tr"))
-        checked = {name: numbers(matrix, name) for name, matrix in self.projections.items()}
-        object.__setattr__(self, "projections", checked)
-        for name, matrix in checked.items():
-            if tuple(matrix.shape) != (3, 4) or not bool(torch.isfinite(matrix).all()):
-                raise ValueError(f"{name} must be twelve finite numbers [3, 4], got {matrix.tolist()}")
-            if matrix[2, :3].tolist() != [0.0, 0.0, 1.0] or float(matrix[0, 0] * matrix[1, 1]) == 0.0:
-                raise ValueError(f"{name} is no rectified projection [K | K t]: {matrix.tolist()}")
-
-    def intrinsics(self, name: str) -> Tensor:
-        """K of a projection, float64 [3, 3] pixels."""
-        return self._projection(name)[:, :3]
-
-    def lidar2cam(self, name: str) -> Tensor:
-        """Velodyne to the camera of a projection, float64 [4, 4]: K^-1 P Tr."""
-        cam02cam = torch.eye(4, dtype=torch.float64)
-        cam02cam[:3, 3] = torch.linalg.solve(self.intrinsics(name), self._projection(name)[:, 3])
-        return cam02cam @ self.lidar2cam0
-
-    def _projection(self, name: str) -> Tensor:
-        if name not in self.projections:
-            raise ValueError(f"the calibration has no row {name}; it has {', '.join(self.projections)}")
-        return self.projections[name]
-
-
-def read_calib(path: str | os.PathLike) -> KittiCalibration:
-    """Read a `calib.txt` of the odometry benchmark (rows P0..P3, Tr) or of the object one (R0_rect, Tr_velo_to_cam).
-
-    Raises:
-        ValueError: a missing row (copies without `Tr` exist; the message names the rows found), a row that is not its
-            count of finite numbers, or matrices that are no calibration.
-    """
-    rows: dict[str, list[float]] = {}
-    for number, line in enumerate(_lines(path), start=1):
-        name, colon, values = line.partition(":")
-        if not colon:
-            raise ValueError(f"{path}: line {number} is not `name: numbers`: {line[:60]!r}")
-        rows[name.strip()] = _floats(values, path, number)
-    transform = "Tr" if "Tr" in rows else "Tr_velo_to_cam"
-    missing = [name for name in (*_PROJECTIONS, transform) if name not in rows]
-    if missing:
-        missing = ["Tr" if name == transform else name for name in missing]
-        raise ValueError(
-            f"{path}: no row {', '.join(missing)}; it has {', '.join(rows) or 'none'}. Take calib.txt from "
-            "data_odometry_calib.zip or SemanticKITTI, whose copies have the velodyne's Tr"
-        )
-    for name in (*_PROJECTIONS, transform):
-        if len(rows[name]) != 12:
-            raise ValueError(f"{path}: row {name} has {len(rows[name])} numbers, want 12 [3, 4]")
-    lidar2cam0 = _homogeneous(rows[transform])
-    if transform != "Tr":
-        if len(rows.get("R0_rect", ())) != 9:
-            raise ValueError(f"{path}: Tr_velo_to_cam needs the row R0_rect of 9 numbers; it has {', '.join(rows)}")
-        rectify = torch.eye(4, dtype=torch.float64)
-        rectify[:3, :3] = torch.tensor(rows["R0_rect"], dtype=torch.float64).reshape(3, 3)
-        lidar2cam0 = rectify @ lidar2cam0
-    projections = {name: torch.tensor(rows[name], dtype=torch.float64).reshape(3, 4) for name in _PROJECTIONS}
-    with about(str(path)):
-        return KittiCalibration(projections, lidar2cam0)
-
-
-def write_calib(calibration: KittiCalibration, path: str | os.PathLike) -> None:
-    """Write a `calib.txt` in the odometry layout, with `Tr`."""
-    rows = {name: calibration._projection(name) for name in _PROJECTIONS}
-    rows["Tr"] = calibration.lidar2cam0[:3]
-    text = "".join(f"{name}: {' '.join(f'{v:.12e}' for v in rows[name].flatten().tolist())}\n" for name in rows)
-    atomic_write_text(path, text)
-
-
-def stereo_rig(
-    calibration: KittiCalibration, sizes: Mapping[str, tuple[int, int]] | tuple[int, int], names: Any = None
-) -> CameraRig:
-    """The cameras of a calibration; ego is the velodyne frame.
-
-    Args:
-        calibration: of the sequence (extrinsics differ between sequences by centimetres).
-        sizes: (height, width) of the pictures, pixels: one for all, or by camera name.
-        names: camera name -> projection; `STEREO` (the colour pair) unless given.
-    """
-    names = STEREO if names is None else names
-    cameras = {}
-    for name, projection in names.items():
-        height, width = sizes[name] if isinstance(sizes, Mapping) else sizes
-        cam2ego = invert_rigid(calibration.lidar2cam(projection))
-        cameras[name] = Camera(calibration.intrinsics(projection), cam2ego, height, width)
-    return CameraRig(cameras)
-
-
-def calibration_of(rig: CameraRig, names: Mapping[str, str] = STEREO) -> KittiCalibration:
-    """The calibration of a rectified pair whose ego is the velodyne: camera 0 stands where the first camera stands.
-
-    Raises:
-        ValueError: the cameras are no pinholes or look in different directions; KITTI's layout has one rotation.
-    """
-    first = rig[next(iter(names))]
-    lidar2cam0 = first.ego2cam
-    projections = {}
-    for name, projection in names.items():
-        camera = rig[name]
-        cam02cam = camera.ego2cam @ first.cam2ego
-        turned = float((cam02cam[:3, :3] - torch.eye(3, dtype=torch.float64)).abs().max())
-        if turned > 1e-6 or camera.model != "pinhole" or camera.distortion is not None:
-            raise ValueError(
-                f"calib.txt describes rectified pinhole cameras of one rotation; {name} is {camera.model!r} and "
-                f"turned by {turned:.2g} against {next(iter(names))}; rectify the rig first"
-            )
-        matrix = torch.cat([camera.intrinsics, camera.intrinsics @ cam02cam[:3, 3:]], 1)
-        projections[projection] = matrix
-    # The grey pair is not recorded; its rows repeat the colour pair's so that other people's parsers find four.
-    pair = list(projections.values())
-    rows = {name: projections.get(name, pair[i % 2 % len(pair)]) for i, name in enumerate(_PROJECTIONS)}
-    return KittiCalibration(rows, lidar2cam0)
 
 
 def read_poses(path: str | os.PathLike) -> Tensor:
@@ -189,11 +65,11 @@ def read_poses(path: str | os.PathLike) -> Tensor:
         ValueError: a line that is not twelve finite numbers or is no rigid transform.
     """
     poses = []
-    for number, line in enumerate(_lines(path), start=1):
-        values = _floats(line, path, number)
+    for number, line in enumerate(text_lines(path), start=1):
+        values = floats_of(line, path, number)
         if len(values) != 12:
             raise ValueError(f"{path}: line {number} has {len(values)} numbers, want the 12 of a pose [3, 4]")
-        poses.append(_homogeneous(values))
+        poses.append(homogeneous_of(values))
     stacked = torch.stack(poses) if poses else torch.zeros(0, 4, 4, dtype=torch.float64)
     rotation = stacked[:, :3, :3]
     off = (rotation @ rotation.transpose(1, 2) - torch.eye(3, dtype=torch.float64)).abs().amax((1, 2))
@@ -211,7 +87,7 @@ def write_poses(poses: Tensor, path: str | os.PathLike) -> None:
 
 def read_times(path: str | os.PathLike) -> list[float]:
     """Read a `times.txt`: seconds since the first frame, one a line; ValueError for anything else."""
-    times = [_floats(line, path, number) for number, line in enumerate(_lines(path), start=1)]
+    times = [floats_of(line, path, number) for number, line in enumerate(text_lines(path), start=1)]
     for number, values in enumerate(times, start=1):
         if len(values) != 1 or not np.isfinite(values[0]):
             raise ValueError(f"{path}: line {number} is not one finite number of seconds: {values}")
@@ -246,46 +122,52 @@ def write_depth(depth: np.ndarray, path: str | os.PathLike) -> None:
     write_png16(np.where((units > 0) & (units <= 65535), units, 0).astype(np.uint16), path)
 
 
-def read_sequence(folder: str | os.PathLike, cameras: Iterable[str] = tuple(STEREO)) -> list[Frame]:
-    """The frames of `<root>/sequences/XX`, those that have a picture of the first camera, in order.
+def read_sequence(
+    folder: str | os.PathLike, cameras: Iterable[str] = tuple(STEREO), names: Iterable[str] | None = None
+) -> list[Frame]:
+    """The frames of `<root>/sequences/XX`, in order.
 
     Args:
         folder: the sequence's folder.
         cameras: which of `STEREO`; every frame needs a picture of each.
+        names: NNNNNN of the frames; those that have a picture of the first camera unless given. The pictures of given
+            frames are not looked at: all are taken to be of the size of the camera's first one.
 
     Returns:
         Frames with token `XX_NNNNNN`, scene `XX`, ego the velodyne frame, ego2global its pose against the first
         velodyne, occupancy_path the `.label` of the voxels where it exists, and extras "frame" (NNNNNN),
-        "point_labels" (path) where the scan is labelled. Without `poses.txt` (test split) ego2global is None.
+        "point_labels" (path) where the scan is labelled. Without `poses.txt` (test split) ego2global is None; without
+        `times.txt` frames are 100 ms apart, as KITTI records.
 
     Raises:
-        ValueError: no calibration, fewer poses or times than frames, or a damaged file among these.
+        ValueError: no calibration or pictures, fewer poses or times than frames, or a damaged file among these.
     """
     folder, cameras = Path(folder), list(cameras)
     calibration = read_calib(folder / "calib.txt")
-    times = read_times(folder / "times.txt")
+    times = read_times(folder / "times.txt") if (folder / "times.txt").is_file() else None
     poses = read_poses(folder / "poses.txt") if (folder / "poses.txt").is_file() else None
     lidar2cam0 = calibration.lidar2cam0
+    used = {camera: STEREO[camera] for camera in cameras}
+    common = None if names is None else stereo_rig(calibration, {c: _first_size(folder / c) for c in cameras}, used)
     frames = []
-    for picture in sorted((folder / cameras[0]).glob("*.png")):
-        name = picture.stem
+    for name in sorted(path.stem for path in (folder / cameras[0]).glob("*.png")) if names is None else names:
+        paths = {camera: folder / camera / f"{name}.png" for camera in cameras}
         if not name.isdigit():
-            raise ValueError(f"{picture}: pictures of a sequence are named by their number, NNNNNN.png")
+            raise ValueError(f"{paths[cameras[0]]}: pictures of a sequence are named by their number, NNNNNN.png")
         index = int(name)
-        if index >= len(times) or (poses is not None and index >= len(poses)):
+        if index >= min(len(listed) for listed in (times, poses, range(index + 1)) if listed is not None):
             raise ValueError(
-                f"{folder}: frame {name} but {len(times)} times and {'no' if poses is None else len(poses)} poses; "
-                "times.txt or poses.txt is cut or of another sequence"
+                f"{folder}: frame {name} but {'no' if times is None else len(times)} times and "
+                f"{'no' if poses is None else len(poses)} poses; times.txt or poses.txt is cut or of another sequence"
             )
-        paths = {camera: folder / camera / picture.name for camera in cameras}
-        rig = stereo_rig(calibration, {c: _png_size(p) for c, p in paths.items()}, {c: STEREO[c] for c in cameras})
+        rig = common or stereo_rig(calibration, {c: _png_size(p) for c, p in paths.items()}, used)
         ego2global = None if poses is None else invert_rigid(lidar2cam0) @ poses[index] @ lidar2cam0
         voxels, labels = folder / "voxels" / f"{name}.label", folder / "labels" / f"{name}.label"
         frames.append(
             Frame(
                 token=f"{folder.name}_{name}",
                 scene=folder.name,
-                timestamp_us=round(times[index] * 1e6),
+                timestamp_us=index * 100_000 if times is None else round(times[index] * 1e6),
                 cameras=rig,
                 image_paths=paths,
                 lidar_path=folder / "velodyne" / f"{name}.bin",
@@ -300,6 +182,14 @@ def read_sequence(folder: str | os.PathLike, cameras: Iterable[str] = tuple(STER
     return frames
 
 
+def _first_size(folder: Path) -> tuple[int, int]:
+    """(height, width) of the first picture in a camera's folder."""
+    first = min(folder.glob("*.png"), default=None)
+    if first is None:
+        raise ValueError(f"{folder}: no pictures NNNNNN.png; is this camera's part of the data set unpacked?")
+    return _png_size(first)
+
+
 def _png_size(path: Path) -> tuple[int, int]:
     """(height, width) from a `.png`'s header, without decoding it."""
     try:
@@ -311,28 +201,3 @@ def _png_size(path: Path) -> tuple[int, int]:
         raise ValueError(f"{path}: not a .png picture; it is damaged, copy it again")
     width, height = struct.unpack(">II", head[16:24])
     return height, width
-
-
-def _lines(path: str | os.PathLike) -> list[str]:
-    """The lines of a text file that are not blank."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise not_opened(path, error) from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file ({error}); it is damaged, copy it again") from error
-    return [line for line in text.splitlines() if line.strip()]
-
-
-def _floats(text: str, path: str | os.PathLike, number: int) -> list[float]:
-    try:
-        return [float(word) for word in text.split()]
-    except ValueError as error:
-        raise ValueError(f"{path}: line {number}: {error}; the file is damaged, copy it again") from error
-
-
-def _homogeneous(values: list[float]) -> Tensor:
-    """[4, 4] of the twelve numbers of a [3, 4]."""
-    matrix = torch.eye(4, dtype=torch.float64)
-    matrix[:3] = torch.tensor(values, dtype=torch.float64).reshape(3, 4)
-    return matrix

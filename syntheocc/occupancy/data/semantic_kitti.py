@@ -1,4 +1,4 @@
-"""SemanticKITTI: voxel labels of `<root>/sequences/XX/voxels/NNNNNN.*` and point labels of `labels/NNNNNN.label`.
+"""SemanticKITTI's voxel labels, `<root>/sequences/XX/voxels/NNNNNN.*` (its scans: `semantic_kitti_scans`).
 
 Voxels: 256 x 256 x 32 of 0.2 m from (0, -25.6, -2) in the velodyne frame, x slowest, z fastest.
 
@@ -8,9 +8,9 @@ Voxels: 256 x 256 x 32 of 0.2 m from (0, -25.6, -2) in the velodyne frame, x slo
 
 **Voxels released before 2020-08-24 are one element late** (their writer counted before it wrote), which is one voxel
 up in z. Nothing in the files says so: `detect_release` compares `.bin` with the voxelised scan (0.23 IoU for the old
-release, above 0.99 once shifted), and `release=` says which one is read.
+release, above 0.99 once shifted), `release_of_mask` needs no scan, and `release=` says which one is read.
 
-Point labels are uint32: the class in the low 16 bits, the instance in the high 16. Source: specs/occdepth.md 1.1.
+Source: specs/occdepth.md 1.1.
 """
 
 import os
@@ -26,6 +26,12 @@ from syntheocc.engine.files import atomic_write_bytes, atomic_write_npy, not_ope
 from syntheocc.occupancy.data.downsampling import downsample_labels
 from syntheocc.occupancy.data.frames import Frame, about
 from syntheocc.occupancy.data.kitti import read_scan
+from syntheocc.occupancy.data.semantic_kitti_scans import (
+    SHAPE,
+    read_point_labels,
+    voxelize_scan,
+    write_point_labels,
+)
 from syntheocc.occupancy.grids import SEMANTIC_KITTI, OccupancyGrid
 from syntheocc.occupancy.taxonomy import UNKNOWN
 
@@ -36,10 +42,12 @@ __all__ = [
     "SemanticKittiVoxels",
     "classes_of_raw",
     "detect_release",
+    "detected_release",
     "read_point_labels",
     "read_semantic_kitti",
     "read_semantic_kitti_voxels",
     "read_voxel_bits",
+    "release_of_mask",
     "semantic_kitti_path",
     "voxelize_scan",
     "write_point_labels",
@@ -47,7 +55,6 @@ __all__ = [
     "write_semantic_kitti",
 ]
 
-SHAPE = SEMANTIC_KITTI.spec.shape
 _NUM_VOXELS = SHAPE[0] * SHAPE[1] * SHAPE[2]
 
 # Raw class id -> one of the 20 classes. Raw 1 (outlier), 52 and 99 (other structure, other object) have no class.
@@ -100,7 +107,7 @@ def read_semantic_kitti(path: str | os.PathLike, lidar2ego: Any = None, release:
     Args:
         path: `voxels/NNNNNN.label`.
         lidar2ego: [4, 4]; the identity unless given, for ego is the velodyne frame in KITTI's frames.
-        release: one of `RELEASES`; "detect" needs the `.bin` beside and the scan in `../velodyne/`.
+        release: one of `RELEASES`; "detect" takes the `.bin` beside and the scan in `../velodyne/`, or else a mask.
 
     Raises:
         ValueError: a missing file, a wrong size, an unknown release, or files that agree with no release.
@@ -147,19 +154,6 @@ def read_voxel_bits(path: str | os.PathLike, release: str = "current") -> Tensor
     return torch.from_numpy(_bits(Path(path), _shifted(Path(path), release)))
 
 
-def voxelize_scan(points: np.ndarray) -> np.ndarray:
-    """Which voxels a scan [N, 3 or more] (metres, velodyne frame) hits, bool [256, 256, 32].
-
-    Points nearer than 2.5 m or farther than 70 m are dropped, as in the official voxels.
-    """
-    points = np.asarray(points)[:, :3].astype(np.float64)
-    distance = np.linalg.norm(points, axis=1)
-    index, inside = SEMANTIC_KITTI.spec.index_of(points[(distance >= 2.5) & (distance <= 70.0)])
-    voxels = np.zeros(SHAPE, bool)
-    voxels[tuple(index[inside].numpy().T)] = True
-    return voxels
-
-
 def detect_release(bin_path: str | os.PathLike, scan_path: str | os.PathLike) -> str:
     """Which release a voxel `.bin` is of: the one under which it agrees with its own scan.
 
@@ -185,6 +179,42 @@ def detect_release(bin_path: str | os.PathLike, scan_path: str | os.PathLike) ->
             f"2020-08-24 ({ious[1]:.2f}); are both of the same frame?"
         )
     return RELEASES[best]
+
+
+def release_of_mask(path: str | os.PathLike) -> str:
+    """Which release an `.invalid` or `.occluded` file is of, without the scan: "current" or "before_2020_08_24".
+
+    Space is smooth. Both masks hardly change between a column's two lowest voxels, and differ between the highest of
+    one column and the lowest of the next (sky against underground); a file that is one element late has it the other
+    way around: on the real sequence 00 the two agree for 25 % and 100 % of the columns.
+
+    Raises:
+        ValueError: neither pair agrees clearly more often than the other (by a tenth of the columns).
+    """
+    columns = _bits(Path(path), 0).reshape(-1, SHAPE[2])
+    within = float((columns[:, 0] == columns[:, 1]).mean())
+    across = float((columns[1:, 0] == columns[:-1, -1]).mean())
+    if abs(within - across) < 0.1:
+        raise ValueError(
+            f"{path}: cannot be told to be of before or after 2020-08-24 ({within:.2f} of the columns' lowest voxels "
+            f"are like their neighbour above, {across:.2f} like the end of the column before); name the release"
+        )
+    return RELEASES[int(across > within)]
+
+
+def detected_release(path: Path) -> str:
+    """The release of a frame's files (any of `voxels/NNNNNN.*`): by its scan, or without one by its masks.
+
+    Raises:
+        ValueError: neither is there, or they do not tell.
+    """
+    scan = path.resolve().parent.parent / "velodyne" / f"{path.stem}.bin"
+    if scan.is_file() and path.with_suffix(".bin").is_file():
+        return detect_release(path.with_suffix(".bin"), scan)
+    for mask in (path.with_suffix(".invalid"), path.with_suffix(".occluded")):
+        if mask.is_file():
+            return release_of_mask(mask)
+    raise ValueError(f"{path}: the release cannot be found out without {scan} or a mask beside; name the release")
 
 
 def write_semantic_kitti(voxels: SemanticKittiVoxels | OccupancyGrid, path: str | os.PathLike) -> None:
@@ -242,30 +272,6 @@ def write_preprocessed(grid: OccupancyGrid, folder: str | os.PathLike, name: str
     atomic_write_npy(Path(folder) / f"{name}_1_8.npy", downsample_labels(labels, 8, grid.taxonomy.free))
 
 
-def read_point_labels(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Read `labels/NNNNNN.label`: raw class ids uint16 [N] and instances uint16 [N] (0 none) of the scan's points."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise not_opened(path, error) from error
-    if not data or len(data) % 4:
-        raise ValueError(f"{path}: {len(data)} bytes are no whole number of uint32 labels; it is cut, copy it again")
-    labels = np.frombuffer(data, "<u4")
-    return (labels & 0xFFFF).astype(np.uint16), (labels >> 16).astype(np.uint16)
-
-
-def write_point_labels(semantic: np.ndarray, instance: np.ndarray, path: str | os.PathLike) -> None:
-    """Write raw class ids [N] and instances [N], both 0..65535, as uint32."""
-    columns = [np.asarray(semantic), np.asarray(instance)]
-    for column in columns:
-        if column.ndim != 1 or column.dtype.kind not in "iu" or len(column) != len(columns[0]):
-            raise ValueError(f"{path}: labels are two integer arrays [N], got {[list(c.shape) for c in columns]}")
-        if len(column) and not 0 <= int(column.min()) <= int(column.max()) < 1 << 16:
-            raise ValueError(f"{path}: labels take 16 bits, got {column.min()}..{column.max()}")
-    low, high = (column.astype("<u4") for column in columns)
-    atomic_write_bytes(path, (low | high << 16).astype("<u4").tobytes())
-
-
 def _identity() -> Tensor:
     return torch.eye(4, dtype=torch.float64)
 
@@ -275,8 +281,7 @@ def _shifted(path: Path, release: str) -> int:
     if release not in RELEASES:
         raise ValueError(f"{path}: release is one of {', '.join(RELEASES)}; got {release!r}")
     if release == "detect":
-        scan = path.resolve().parent.parent / "velodyne" / f"{path.stem}.bin"
-        release = detect_release(path.with_suffix(".bin"), scan)
+        release = detected_release(path)
     return RELEASES.index(release)
 
 

@@ -193,9 +193,37 @@ def test_a_sequence_is_frames(tmp_path):
     kitti.write_times([0.0], folder / "times.txt")
     with pytest.raises(ValueError, match="frame 000001 but 1 times and 2 poses"):
         kitti.read_sequence(folder, cameras=["image_2"])
+    (folder / "times.txt").unlink()
+    assert kitti.read_sequence(folder, cameras=["image_2"])[1].timestamp_us == 100_000  # KITTI records at 10 Hz
     (folder / "poses.txt").unlink()
     kitti.write_times([0.0, 0.1], folder / "times.txt")
     assert kitti.read_sequence(folder, cameras=["image_2"])[0].ego2global is None
+
+
+def test_named_frames_share_the_size_of_the_first_picture(tmp_path):
+    folder = sequence(tmp_path / "sequences" / "07", num=3)
+    (folder / "image_3" / "000001.png").unlink()
+    (folder / "image_2" / "000002.png").write_bytes(b"")
+    frames = kitti.read_sequence(folder, names=["000001", "000002"])
+    assert [frame.token for frame in frames] == ["07_000001", "07_000002"]
+    assert frames[0].cameras is frames[1].cameras and frames[0].cameras["image_3"].width == 10
+    for picture in (folder / "image_3").glob("*.png"):
+        picture.unlink()
+    with pytest.raises(ValueError, match="image_3: no pictures NNNNNN.png; is this camera's part"):
+        kitti.read_sequence(folder, names=["000001"])
+
+
+def test_projections_need_no_velodyne(tmp_path):
+    path = tmp_path / "calib.txt"
+    path.write_text("".join(ROWS[:4]))
+    found = kitti.read_projections(path)
+    assert list(found) == ["P2", "P3"] and found["P2"].shape == (3, 4)
+    path.write_text("".join(ROWS[:3]))
+    with pytest.raises(ValueError, match="calib.txt: no row P3; it has P0, P1, P2"):
+        kitti.read_projections(path)
+    path.write_text("".join([*ROWS[:3], row("P3", ["nan"] * 12)]))
+    with pytest.raises(ValueError, match="calib.txt: row P3 holds NaN"):
+        kitti.read_projections(path)
 
 
 @pytest.mark.real_data

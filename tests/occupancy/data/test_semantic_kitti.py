@@ -4,7 +4,7 @@ import torch
 
 from syntheocc.occupancy.data import semantic_kitti as sk
 from syntheocc.occupancy.data.downsampling import downsample_labels
-from syntheocc.occupancy.data.kitti import read_sequence, write_scan
+from syntheocc.occupancy.data.kitti import read_scan, read_sequence, write_scan
 from syntheocc.occupancy.data.occupancy_files import occupancy_path
 from syntheocc.occupancy.grids import OCC3D_NUSCENES, SEMANTIC_KITTI, OccupancyGrid
 
@@ -95,6 +95,39 @@ def test_the_old_release_is_detected_and_put_right(tmp_path):
     write_scan(np.array([[10.0, 0, 0, 0]]), tmp_path / "velodyne" / "000000.bin")
     with pytest.raises(ValueError, match="neither as it is .*are both of the same frame"):
         sk.read_semantic_kitti(path, release="detect")
+
+
+def test_the_old_release_is_detected_without_a_scan(tmp_path):
+    """Sky is seen and underground is not: the masks alone tell whether columns begin where they should."""
+    invalid = torch.zeros(256, 256, 32, dtype=torch.bool)
+    invalid[:, 64:, :9] = True
+    grid, path = filled({(50, 50, 20): 9}), tmp_path / "voxels" / "000000.label"
+    sk.write_semantic_kitti(sk.SemanticKittiVoxels(grid, grid.occupied(), invalid, invalid), path)
+    assert sk.release_of_mask(path.with_suffix(".invalid")) == "current"
+    assert torch.equal(sk.read_semantic_kitti_voxels(path, release="detect").invalid, invalid)
+    bits = np.unpackbits(np.fromfile(path.with_suffix(".invalid"), np.uint8))
+    np.packbits(np.r_[np.uint8(0), bits[:-1]]).tofile(path.with_suffix(".invalid"))
+    assert sk.release_of_mask(path.with_suffix(".invalid")) == "before_2020_08_24"
+    assert torch.equal(sk.read_semantic_kitti_voxels(path, release="detect").invalid, invalid)
+    np.zeros(262144, np.uint8).tofile(path.with_suffix(".invalid"))
+    with pytest.raises(ValueError, match="000000.invalid: cannot be told .*name the release"):
+        sk.release_of_mask(path.with_suffix(".invalid"))
+    path.with_suffix(".invalid").unlink(), path.with_suffix(".occluded").unlink()
+    with pytest.raises(ValueError, match="cannot be found out without"):
+        sk.read_semantic_kitti_voxels(path, release="detect")
+
+
+def test_most_points_decide_whether_a_voxel_is_occupied():
+    points = np.array([[10.05, 0.05, 0.05]] * 3 + [[20.05, 0.05, 0.05]] * 2 + [[1.0, 0, 0], [10.0, 0.05, -3.0]])
+    raw = np.array([0, 0, 40, 40, 0, 40, 40], np.uint16)
+    every, voted = sk.voxelize_scan(points), sk.voxelize_scan(points, raw)
+    assert np.argwhere(every).tolist() == [[50, 128, 10], [100, 128, 10]]
+    # Two of three points without a class; of two, one each: the smaller id is the one without.
+    assert not voted.any()
+    raw[0] = 40
+    assert np.argwhere(sk.voxelize_scan(points, raw)).tolist() == [[50, 128, 10]]
+    with pytest.raises(ValueError, match="6 labels for 7 points"):
+        sk.voxelize_scan(points, raw[:-1])
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -205,6 +238,18 @@ def test_the_real_files_are_the_old_release(real_data, name):
     classes = sk.classes_of_raw(semantic)
     road = SEMANTIC_KITTI.taxonomy.id_of("road")
     assert 0.1 < (classes == road).mean() < 0.5 and instance.max() > 0
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", ["000000", "000005"])
+def test_voxels_of_the_real_scan_are_the_repaired_file(real_data, name):
+    folder = real_data / "semantickitti" / "sequences" / "00"
+    raw, _ = sk.read_point_labels(folder / "labels" / f"{name}.label")
+    own = sk.voxelize_scan(read_scan(folder / "velodyne" / f"{name}.bin"), raw)
+    stored = sk.read_voxel_bits(folder / "voxels" / f"{name}.bin", release="detect").numpy()
+    assert (own & stored).sum() / (own | stored).sum() > 0.999
+    for mask in ("invalid", "occluded"):
+        assert sk.release_of_mask(folder / "voxels" / f"{name}.{mask}") == sk.RELEASES[1]
 
 
 @pytest.mark.real_data

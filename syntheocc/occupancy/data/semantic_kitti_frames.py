@@ -1,0 +1,132 @@
+"""The frames that semantic scene completion is learnt and judged on: those of a KITTI tree that have voxels.
+
+`<root>/sequences/XX` or `<root>/dataset/sequences/XX`, as SemanticKITTI's archives unpack. A frame is one that has a
+voxel file (every fifth has); a sequence without `voxels/` gives a frame for each picture, so plain KITTI odometry can
+be predicted on. Pictures are not opened here but for the first of each camera. Source: specs/occdepth.md 1.1.
+"""
+
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from syntheocc.occupancy.data.frames import Frame
+from syntheocc.occupancy.data.kitti import STEREO, read_sequence
+from syntheocc.occupancy.data.semantic_kitti import RELEASES, detected_release
+
+__all__ = ["SEQUENCES", "completion_frames", "sequence_release", "sequences_folder"]
+
+# SemanticKITTI's split; the test sequences have no labels.
+SEQUENCES = {
+    "train": ("00", "01", "02", "03", "04", "05", "06", "07", "09", "10"),
+    "val": ("08",),
+    "test": ("11", "12", "13", "14", "15", "16", "17", "18", "19", "20", "21"),
+}
+
+# KITTI recorded with three calibrations: focal length and principal row -> height and width of the rectified pictures.
+_SIZES = {(718.856, 185.2157): (376, 1241), (721.5377, 172.854): (375, 1242), (707.0912, 183.1104): (370, 1226)}
+
+
+def sequences_folder(root: str | os.PathLike) -> Path:
+    """The folder `sequences/` of a tree; ValueError where there is none."""
+    root = Path(root)
+    for folder in (root / "sequences", root / "dataset" / "sequences"):
+        if folder.is_dir():
+            return folder
+    raise ValueError(f"{root}: neither sequences/ nor dataset/sequences/ in it; give KITTI's root folder")
+
+
+def completion_frames(
+    root: str | os.PathLike, sequences: str | Iterable[str] = "train", views: int = 2
+) -> list[Frame]:
+    """The frames of sequences, in order.
+
+    Args:
+        root: of the tree.
+        sequences: "train", "val" or "test", of which those that the tree has; or names, "08".
+        views: 2: the stereo pair; 1: the left picture alone, the right one need not exist.
+
+    Returns:
+        Frames of `kitti.read_sequence`.
+
+    Raises:
+        ValueError: no such split or sequence, no calibration or one without `Tr`, no pictures of a camera, pictures of
+            another calibration's size, or no frame at all.
+    """
+    folder = sequences_folder(root)
+    names: Sequence[str]
+    if isinstance(sequences, str):
+        if sequences not in SEQUENCES:
+            raise ValueError(f"{sequences!r} is none of the splits {', '.join(SEQUENCES)}; list sequences by name")
+        names = [name for name in SEQUENCES[sequences] if (folder / name).is_dir()]
+        if not names:
+            raise ValueError(f"{folder}: has none of the {sequences} sequences {', '.join(SEQUENCES[sequences])}")
+    else:
+        names = list(sequences)
+        missing = [name for name in names if not (folder / name).is_dir()]
+        if missing or not names:
+            found = sorted(path.name for path in folder.iterdir() if path.is_dir())
+            raise ValueError(f"{folder}: no sequence {', '.join(missing)}; it has {', '.join(found)}")
+    if views not in (1, 2):
+        raise ValueError(f"there are one or two views, not {views}")
+    cameras = list(STEREO)[:views]
+    frames = [frame for name in names for frame in _sequence_frames(folder / name, cameras)]
+    if not frames:
+        raise ValueError(f"{folder}: sequences {', '.join(names)} have neither voxels nor pictures")
+    return frames
+
+
+def sequence_release(folder: Path) -> str:
+    """The release that a sequence's voxel files are of, found out from its first frame; an old one is warned of.
+
+    Args:
+        folder: of the sequence.
+
+    Returns:
+        One of `RELEASES`; the current one where there are no targets that it would matter to.
+    """
+    first = min((folder / "voxels").glob("*.label"), default=None) or min(
+        (folder / "voxels").glob("*.invalid"), default=None
+    )
+    if first is None:
+        return RELEASES[0]
+    release = detected_release(first)
+    if release != RELEASES[0]:
+        warnings.warn(
+            f"{first.parent}: voxels released before 2020-08-24, one element late; they are put right as they are "
+            "read. Newer files: SemanticKITTI's site, SSC v1.1",
+            stacklevel=2,
+        )
+    return release
+
+
+def _sequence_frames(folder: Path, cameras: Sequence[str]) -> list[Frame]:
+    voxels = folder / "voxels"
+    if voxels.is_dir():
+        names = sorted({path.stem for suffix in ("bin", "label") for path in voxels.glob(f"*.{suffix}")})
+    else:
+        names = sorted(path.stem for path in (folder / cameras[0]).glob("*.png"))
+    if not names:
+        return []
+    frames = read_sequence(folder, cameras, names)
+    _check_sizes(folder, frames[0])
+    return frames
+
+
+def _check_sizes(folder: Path, frame: Frame) -> None:
+    """Pictures of another sequence betray themselves by their size, where the calibration is one of KITTI's."""
+    sizes = {name: (camera.height, camera.width) for name, camera in frame.cameras.items()}
+    for name, size in sizes.items():
+        focal, row = (float(frame.cameras[name].intrinsics[i]) for i in ((0, 0), (1, 2)))
+        close = (known for (f, v), known in _SIZES.items() if abs(focal - f) < 1e-3 and abs(row - v) < 1e-3)
+        meant = next(close, size)
+        if size != meant:
+            raise ValueError(
+                f"{folder / name}: pictures of {size[0]} x {size[1]} pixels, but {folder / 'calib.txt'} (focal length "
+                f"{focal:g}) is of a recording of {meant[0]} x {meant[1]}; one of them is of another sequence"
+            )
+        if size != next(iter(sizes.values())):
+            raise ValueError(
+                f"{folder / name}: pictures of {size[0]} x {size[1]} pixels, but those of {next(iter(sizes))} have "
+                f"{' x '.join(map(str, next(iter(sizes.values()))))}; one of them is of another sequence"
+            )
