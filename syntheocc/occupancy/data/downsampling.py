@@ -42,16 +42,25 @@ def downsample_labels(labels: np.ndarray, factor: int, free: int = 0) -> np.ndar
     if factor < 1 or any(n % factor for n in labels.shape):
         raise ValueError(f"a factor of {factor} does not divide a grid of shape {list(labels.shape)}")
     small = tuple(n // factor for n in labels.shape)
-    blocks = labels.reshape(small[0], factor, small[1], factor, small[2], factor)
-    blocks = blocks.transpose(0, 2, 4, 1, 3, 5).reshape(-1, factor**3)  # [N, d^3]
-    num_free, num_unknown = (blocks == free).sum(1), (blocks == UNKNOWN).sum(1)
+    shares = labels.reshape(small[0], factor, small[1], factor, small[2], factor)
+    num_free, num_unknown = (_count_in_blocks(labels == label, factor) for label in (free, UNKNOWN))
     empty = num_free + num_unknown > _EMPTY_SHARE * factor**3
     result = np.where(num_free > num_unknown, free, UNKNOWN).astype(np.uint8)
-    rest = blocks[~empty]
+    # Only the few blocks that hold something are cut out and voted on.
+    x, y, z = np.nonzero(~empty)
+    rest = shares[x, :, y, :, z, :].reshape(len(x), factor**3)  # [N, d^3]
     if len(rest):
         present = np.flatnonzero(np.bincount(rest.ravel(), minlength=256))
         present = present[(present != free) & (present != UNKNOWN)]
         # [classes, N]; argmax takes the first of equals, and ids ascend.
-        votes = np.stack([(rest == label).sum(1) for label in present])
+        votes = np.stack([np.count_nonzero(rest == label, axis=1) for label in present])
         result[~empty] = present[votes.argmax(0)]
-    return result.reshape(small)
+    return result
+
+
+def _count_in_blocks(mask: np.ndarray, factor: int) -> np.ndarray:
+    """How many voxels of each block are set, uint32 [X / d, Y / d, Z / d]: axis by axis, in types just wide enough."""
+    x, y, z = (n // factor for n in mask.shape)
+    rows = mask.view(np.uint8).reshape(x, factor, *mask.shape[1:]).sum(1, dtype=np.uint16)
+    columns = rows.reshape(x, y, factor, -1).sum(2, dtype=np.uint16 if factor < 256 else np.uint32)
+    return columns.reshape(x, y, z, factor).sum(3, dtype=np.uint32)

@@ -38,6 +38,8 @@ __all__ = [
     "read_depth",
     "read_nyuv2",
     "read_nyuv2_frame",
+    "read_nyuv2_pose",
+    "read_nyuv2_targets",
     "read_nyuv2_voxels",
     "write_depth",
     "write_nyuv2",
@@ -80,9 +82,7 @@ class NyuVoxels:
         ids = np.asarray(self.ids)
         if ids.shape != FILE_SHAPE or ids.dtype != np.uint8:
             raise ValueError(f"NYU voxels are uint8 {list(FILE_SHAPE)} [x, up, y], got {ids.dtype} {list(ids.shape)}")
-        bad = ids[(ids >= len(CLASS_OF_ID)) & (ids != UNKNOWN)]
-        if len(bad):
-            raise ValueError(f"NYU voxels hold id {int(bad[0])}; SSCNet's ids are 0..36 and 255")
+        _check_ids(ids)
         origin = numbers(self.origin, "the voxel origin")
         if tuple(origin.shape) != (3,) or not bool(torch.isfinite(origin).all()):
             raise ValueError(f"the voxel origin must be three finite metres, got {origin.tolist()}")
@@ -126,6 +126,57 @@ def encode_runs(values: np.ndarray) -> np.ndarray:
 
 def read_nyuv2_voxels(path: str | os.PathLike) -> NyuVoxels:
     """Read a `.bin` as stored; ValueError for a cut or damaged file, wrong counts included."""
+    origin, cam2world, pairs = _stored(path)
+    with about(str(path)):
+        ids = decode_runs(pairs, int(np.prod(FILE_SHAPE)))
+        return NyuVoxels(ids.reshape(FILE_SHAPE), origin, cam2world)
+
+
+def read_nyuv2_targets(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """The labels that OccDepth learns from: `read_nyuv2(path).labels` and those of voxels four times as large.
+
+    Returns:
+        uint8 [60, 60, 36] and [15, 15, 9] of 12 classes, 255 unknown; both downsampled from the file's 0.02 m.
+
+    Raises:
+        ValueError: as `read_nyuv2_voxels`.
+    """
+    _, _, pairs = _stored(path)
+    with about(str(path)):
+        _check_ids(pairs[0::2])
+        # Runs take their classes before they are voxels: there are a hundred times fewer.
+        mapped = pairs.copy()
+        mapped[0::2] = _TABLE[np.minimum(pairs[0::2], UNKNOWN)]
+        classes = decode_runs(mapped, int(np.prod(FILE_SHAPE))).reshape(FILE_SHAPE)
+    fine, coarse = (downsample_labels(classes, factor).transpose(0, 2, 1) for factor in (4, 16))
+    return np.ascontiguousarray(fine), np.ascontiguousarray(coarse)
+
+
+def read_nyuv2_pose(path: str | os.PathLike) -> tuple[Tensor, Tensor]:
+    """The grid's lower corner float64 [3] (metres, world) and cam2world float64 [4, 4] of a `.bin`, from its header.
+
+    Raises:
+        ValueError: no such file, a cut header, or numbers that are no pose.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _pose(file.read(_HEADER), path)
+    except OSError as error:
+        raise not_opened(path, error) from error
+
+
+def _pose(header: bytes, path: str | os.PathLike) -> tuple[Tensor, Tensor]:
+    if len(header) < _HEADER:
+        raise ValueError(f"{path}: {len(header)} bytes are no header of {_HEADER} and pairs of 8; it is cut")
+    values = torch.from_numpy(np.frombuffer(header, "<f4").astype(np.float64))
+    with about(str(path)):
+        if not bool(torch.isfinite(values[:3]).all()):
+            raise ValueError(f"the voxel origin must be three finite metres, got {values[:3].tolist()}")
+        return values[:3], rigid_transform(values[3:].reshape(4, 4), "cam2world")
+
+
+def _stored(path: str | os.PathLike) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Origin, cam2world and the pairs uint32 [2 n] of a `.bin`."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -134,12 +185,13 @@ def read_nyuv2_voxels(path: str | os.PathLike) -> NyuVoxels:
         raise ValueError(
             f"{path}: {len(data)} bytes are no header of {_HEADER} and pairs of 8; it is cut or of another kind"
         )
-    numbers_ = np.frombuffer(data[:_HEADER], "<f4").astype(np.float64)
-    with about(str(path)):
-        ids = decode_runs(np.frombuffer(data[_HEADER:], "<u4"), int(np.prod(FILE_SHAPE)))
-        return NyuVoxels(
-            ids.reshape(FILE_SHAPE), torch.from_numpy(numbers_[:3]), torch.from_numpy(numbers_[3:].reshape(4, 4))
-        )
+    return *_pose(data[:_HEADER], path), np.frombuffer(data, "<u4", offset=_HEADER)
+
+
+def _check_ids(ids: np.ndarray) -> None:
+    bad = ids[(ids >= len(CLASS_OF_ID)) & (ids != UNKNOWN)]
+    if len(bad):
+        raise ValueError(f"NYU voxels hold id {int(bad[0])}; SSCNet's ids are 0..36 and 255")
 
 
 def read_nyuv2(path: str | os.PathLike) -> OccupancyGrid:
@@ -161,16 +213,17 @@ def nyuv2_camera(cam2world: Any) -> Camera:
 def read_nyuv2_frame(path: str | os.PathLike) -> Frame:
     """The frame of a `.bin`: one camera named "camera", ego is the world, extras "depth" where the `.png` exists.
 
-    The picture `NAME_color.jpg` is named whether or not it exists (`Frame.check_files` says so when it matters).
+    Only the header is read. The picture `NAME_color.jpg` is named whether or not it exists (`Frame.check_files` says
+    so when it matters).
     """
     path = Path(path)
-    voxels = read_nyuv2_voxels(path)
+    _, cam2world = read_nyuv2_pose(path)
     depth = path.with_suffix(".png")
     return Frame(
         token=path.stem,
         scene="",
         timestamp_us=0,
-        cameras=CameraRig({CAMERA_NAME: nyuv2_camera(voxels.cam2world)}),
+        cameras=CameraRig({CAMERA_NAME: nyuv2_camera(cam2world)}),
         image_paths={CAMERA_NAME: path.with_name(f"{path.stem}_color.jpg")},
         occupancy_path=path,
         extras={"depth": depth} if depth.is_file() else {},

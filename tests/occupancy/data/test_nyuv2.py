@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from syntheocc.occupancy.data import nyuv2
+from syntheocc.occupancy.data.downsampling import downsample_labels
 from syntheocc.occupancy.data.png16 import read_png16
 from syntheocc.occupancy.transforms import transform_points
 
@@ -46,6 +47,24 @@ def test_file_axes_are_x_up_y(tmp_path):
     assert center.tolist() == pytest.approx([-1.5 + 0.2, 0.5 + 0.84, -0.05 + 0.44])
     again = nyuv2.read_nyuv2_voxels(tmp_path / "NYU0001.bin")
     assert np.array_equal(again.ids, ids) and torch.allclose(again.cam2world, CAM2WORLD, atol=1e-6)
+
+
+def test_targets_are_the_grid_at_two_scales(tmp_path):
+    ids = np.random.default_rng(0).choice(
+        np.array([0, 2, 6, 36, 255], np.uint8), (60, 36, 60), p=[0.6, 0.1, 0.1, 0.1, 0.1]
+    )
+    ids = ids.repeat(4, 0).repeat(4, 1).repeat(4, 2)
+    path = tmp_path / "NYU0001.bin"
+    nyuv2.write_nyuv2(voxels(ids), path)
+    fine, coarse = nyuv2.read_nyuv2_targets(path)
+    assert np.array_equal(fine, nyuv2.read_nyuv2(path).labels.numpy())
+    want = downsample_labels(nyuv2._TABLE[ids], 16).transpose(0, 2, 1)
+    assert coarse.shape == (15, 15, 9) and np.array_equal(coarse, want) and len(np.unique(coarse)) > 2
+    origin, cam2world = nyuv2.read_nyuv2_pose(path)
+    assert origin.tolist() == pytest.approx([-1.5, 0.5, -0.05]) and torch.allclose(cam2world, CAM2WORLD, atol=1e-6)
+    path.write_bytes(path.read_bytes()[:-8] + np.array([37, 8294400], "<u4").tobytes())
+    with pytest.raises(ValueError, match="NYU0001.bin: .*id 37"):
+        nyuv2.read_nyuv2_targets(path)
 
 
 def test_damaged_files_are_named(tmp_path):
