@@ -3,8 +3,10 @@
 A transform is a float64 4x4 matrix named ``a2b`` that takes column vectors from frame a to frame b.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,46 +67,71 @@ def pose_from_quaternion(translation: Any, rotation_wxyz: Any) -> Tensor:
         ValueError: the quaternion's norm is not 1 to within 1e-2 (normalised before use), a value is not finite, or
             either has a wrong shape.
     """
-    quaternion = numbers(rotation_wxyz, "a rotation")
-    norm = float(quaternion.norm())
-    if tuple(quaternion.shape) != (4,) or not abs(norm - 1) < 1e-2:
-        raise ValueError(
-            f"a rotation must be a unit quaternion w, x, y, z; got {quaternion.tolist()} of norm {norm:.4g}"
-        )
-    w, x, y, z = (quaternion / norm).tolist()
-    pose = torch.eye(4, dtype=torch.float64)
-    pose[:3, :3] = torch.tensor(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ],
-        dtype=torch.float64,
-    )
-    shift = numbers(translation, "a translation")
-    if tuple(shift.shape) != (3,) or not bool(torch.isfinite(shift).all()):
+    quaternion, shift = numbers(rotation_wxyz, "a rotation"), numbers(translation, "a translation")
+    if tuple(quaternion.shape) != (4,):
+        raise ValueError(f"a rotation must be a unit quaternion w, x, y, z; got {quaternion.tolist()}")
+    if tuple(shift.shape) != (3,):
         raise ValueError(f"a translation must be three finite metres, got {shift.tolist()}")
-    pose[:3, 3] = shift
-    return pose
+    return torch.from_numpy(poses_from_quaternions(shift.numpy()[None], quaternion.numpy()[None])[0])
+
+
+def poses_from_quaternions(
+    translations: np.ndarray, rotations_wxyz: np.ndarray, names: Sequence[str] | None = None
+) -> np.ndarray:
+    """`pose_from_quaternion` of many at once, in numpy.
+
+    Args:
+        translations: float64 [N, 3] metres.
+        rotations_wxyz: float64 [N, 4], w first.
+        names: what the error calls each of them.
+
+    Returns:
+        float64 [N, 4, 4].
+
+    Raises:
+        ValueError: as for a single one, naming the first that is wrong.
+    """
+    norms = np.linalg.norm(rotations_wxyz, axis=1)
+    # `not <` also catches NaN.
+    wrong = np.flatnonzero(~(np.abs(norms - 1) < 1e-2) | ~np.isfinite(translations).all(1))
+    if wrong.size:
+        i = int(wrong[0])
+        about = f"{names[i]}: " if names else ""
+        if abs(norms[i] - 1) < 1e-2:
+            raise ValueError(f"{about}a translation must be three finite metres, got {translations[i].tolist()}")
+        raise ValueError(
+            f"{about}a rotation must be a unit quaternion w, x, y, z; got {rotations_wxyz[i].tolist()} of norm "
+            f"{norms[i]:.4g}"
+        )
+    w, x, y, z = (rotations_wxyz / norms[:, None]).T
+    poses = np.zeros((len(norms), 4, 4))
+    poses[:, 0, 0], poses[:, 0, 1], poses[:, 0, 2] = 1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)
+    poses[:, 1, 0], poses[:, 1, 1], poses[:, 1, 2] = 2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)
+    poses[:, 2, 0], poses[:, 2, 1], poses[:, 2, 2] = 2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)
+    poses[:, :3, 3] = translations
+    poses[:, 3, 3] = 1
+    return poses
 
 
 def quaternion_from_rotation(rotation: Tensor) -> Tensor:
     """The unit quaternion w, x, y, z (w >= 0) of a rotation matrix [3, 3], float64 [4]."""
-    r = rotation.to(torch.float64)
+    return torch.from_numpy(quaternions_from_rotations(rotation.to(torch.float64).cpu().numpy()[None])[0])
+
+
+def quaternions_from_rotations(rotations: np.ndarray) -> np.ndarray:
+    """Unit quaternions w, x, y, z (w >= 0) of rotation matrices float64 [N, 3, 3], float64 [N, 4]."""
+    xx, xy, xz, yx, yy, yz, zx, zy, zz = rotations.reshape(-1, 9).T
     # Bar-Itzhack 2000: the quaternion is the eigenvector of K with the largest eigenvalue (stable everywhere).
-    xx, xy, xz, yx, yy, yz, zx, zy, zz = r.flatten().tolist()
-    k = torch.tensor(
+    k = np.array(
         [
             [xx - yy - zz, yx + xy, zx + xz, zy - yz],
             [yx + xy, yy - xx - zz, zy + yz, xz - zx],
             [zx + xz, zy + yz, zz - xx - yy, yx - xy],
             [zy - yz, xz - zx, yx - xy, xx + yy + zz],
-        ],
-        dtype=torch.float64,
-    )
-    x, y, z, w = torch.linalg.eigh(k).eigenvectors[:, -1].tolist()
-    quaternion = torch.tensor([w, x, y, z], dtype=torch.float64)
-    return quaternion if w >= 0 else -quaternion
+        ]
+    ).transpose(2, 0, 1)
+    quaternions = np.linalg.eigh(k).eigenvectors[:, [3, 0, 1, 2], 3]
+    return np.where(quaternions[:, :1] >= 0, quaternions, -quaternions)
 
 
 def rotation_z(yaw: float) -> Tensor:

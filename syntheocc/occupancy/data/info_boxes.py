@@ -12,10 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from syntheocc.occupancy.data.frames import Boxes
-from syntheocc.occupancy.transforms import invert_rigid, pose_from_quaternion
+from syntheocc.occupancy.data.frames import Boxes, Frame
+from syntheocc.occupancy.transforms import invert_rigid, numbers, pose_from_quaternion
 
-__all__ = ["box_layout_of", "boxes_from_rows", "rows_from_boxes"]
+__all__ = [
+    "BEVDET_CLASSES",
+    "bevdet_annotations",
+    "box_layout_of",
+    "boxes_from_rows",
+    "ground_velocities",
+    "quaternion_yaws",
+    "rows_from_boxes",
+]
+
+# The order of `ann_infos` labels, that of CenterPoint's and BEVDet's configurations.
+BEVDET_CLASSES = (
+    "car truck construction_vehicle bus trailer barrier motorcycle bicycle pedestrian traffic_cone"
+).split()
 
 
 def boxes_from_rows(
@@ -26,6 +39,8 @@ def boxes_from_rows(
     velocities: np.ndarray | None,
     num_lidar_points: Any,
     instance_tokens: Sequence[str] | None = None,
+    num_radar_points: Any = None,
+    ego2global: Any = None,
 ) -> Boxes:
     """Boxes in ego from an info's rows.
 
@@ -37,6 +52,8 @@ def boxes_from_rows(
         velocities: [N, 2] m/s along lidar x and y, None unknown.
         num_lidar_points: N counts, None unknown.
         instance_tokens: N tokens, None unknown.
+        num_radar_points: N counts, None unknown.
+        ego2global: [4, 4], which says what is level: velocities are horizontal in global. None: in the lidar frame.
     """
     num = len(boxes)
     box2lidar = torch.eye(4, dtype=torch.float64).repeat(num, 1, 1)
@@ -55,12 +72,15 @@ def boxes_from_rows(
     if velocities is None and boxes.shape[1] == 9:
         velocities = boxes[:, 7:9]
     if velocities is not None:
-        # Only the ground components are stored; z is taken as zero in the lidar frame.
-        rotation = lidar2ego[:2, :2].numpy()
-        velocities = velocities.reshape(-1, 2) @ rotation.T
+        lidar2global = None if ego2global is None else numbers(ego2global, "ego2global") @ lidar2ego
+        level = ground_velocities(velocities.reshape(-1, 2), lidar2global)
+        velocities = (level @ lidar2ego[:3, :3].numpy().T)[:, :2]
     tokens = None if instance_tokens is None else tuple(str(token) for token in instance_tokens)
-    points = None if num_lidar_points is None else torch.as_tensor(np.asarray(num_lidar_points, dtype=np.int64))
-    return Boxes(lidar2ego @ box2lidar, torch.from_numpy(sizes), tuple(names), velocities, points, tokens)
+    points, returns = (
+        None if counts is None else torch.as_tensor(np.asarray(counts, dtype=np.int64))
+        for counts in (num_lidar_points, num_radar_points)
+    )
+    return Boxes(lidar2ego @ box2lidar, torch.from_numpy(sizes), tuple(names), velocities, points, tokens, returns)
 
 
 def box_layout_of(infos: Sequence[Mapping], layout: str, path: str | os.PathLike) -> str:
@@ -101,10 +121,56 @@ def box_layout_of(infos: Sequence[Mapping], layout: str, path: str | os.PathLike
     return "lwh_yaw" if first_longer >= second_longer else "wlh_rot"
 
 
-def rows_from_boxes(boxes: Boxes, lidar2ego: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Rows x y z l w h yaw [N, 7] and velocities [N, 2] m/s, both in the lidar frame, float64."""
+def rows_from_boxes(
+    boxes: Boxes, lidar2ego: Tensor, ego2global: Tensor | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes as rows of another frame, the lidar's in all info styles.
+
+    Args:
+        boxes: in ego.
+        lidar2ego: [4, 4]; any frame's, e.g. the one of ego at a camera's time.
+        ego2global: [4, 4], which says what is level: velocities are horizontal in global. Left out: in ego.
+
+    Returns:
+        x y z l w h yaw [N, 7] and velocities [N, 2] m/s along that frame's x and y, float64.
+    """
     box2lidar = invert_rigid(lidar2ego) @ boxes.box2ego
-    yaw = np.arctan2(box2lidar[:, 1, 0].numpy(), box2lidar[:, 0, 0].numpy())
-    rows = np.concatenate([box2lidar[:, :3, 3].numpy(), boxes.sizes.numpy(), yaw[:, None]], axis=1)
-    velocities = np.linalg.solve(lidar2ego[:2, :2].numpy(), boxes.velocities.numpy().T).T
-    return rows, velocities
+    velocities = ground_velocities(boxes.velocities.numpy(), ego2global) @ lidar2ego[:3, :3].numpy()
+    rows = [box2lidar[:, :3, 3].numpy(), boxes.sizes.numpy(), quaternion_yaws(box2lidar.numpy())[:, None]]
+    return np.concatenate(rows, axis=1), velocities[:, :2]
+
+
+def quaternion_yaws(box2any: np.ndarray) -> np.ndarray:
+    """Yaw angles [N] of poses [N, 4, 4] as info files have them, radians.
+
+    Not the direction of the box's x axis on the ground but the first of the Tait-Bryan angles of x, then y', then z''
+    (what pyquaternion calls yaw): for the small tilt between lidar and ego they differ by up to a thousandth. Checked
+    against a real info file, whose two descriptions of a box agree to 3e-15 this way only.
+    """
+    return np.arctan2(-box2any[:, 0, 1], box2any[:, 0, 0])
+
+
+def ground_velocities(velocities: np.ndarray, ego2global: Tensor | None) -> np.ndarray:
+    """Velocities [N, 3] in ego from their ego x and y [N, 2], such that they are level in global."""
+    up = np.array([0.0, 0.0, 1.0]) if ego2global is None else ego2global[2, :3].numpy()
+    return np.concatenate([velocities, -(velocities @ up[:2])[:, None] / up[2]], axis=1)
+
+
+def bevdet_annotations(frame: Frame, valid: np.ndarray) -> tuple[list[list[float]], list[int]]:
+    """`ann_infos` of BEVDet's infos: boxes of the detection classes that count, in ego at the front camera's time.
+
+    Args:
+        frame: with boxes and `ego2global`.
+        valid: bool [N], its `valid_flag`.
+
+    Returns:
+        Rows x y z l w h yaw vx vy (the centre; zero where the velocity is unknown) and indices into
+        `BEVDET_CLASSES`.
+    """
+    boxes, lidar_time = frame.boxes, frame.ego2global
+    assert boxes is not None and lidar_time is not None
+    own = frame.extras.get("camera_ego2global", {}).get("CAM_FRONT", lidar_time)
+    rows, velocities = rows_from_boxes(boxes, invert_rigid(lidar_time) @ own, lidar_time)
+    kept = [i for i, name in enumerate(boxes.names) if name in BEVDET_CLASSES and valid[i]]
+    rows = np.concatenate([rows, np.nan_to_num(velocities, nan=0.0)], axis=1)
+    return rows[kept].tolist(), [BEVDET_CLASSES.index(boxes.names[i]) for i in kept]

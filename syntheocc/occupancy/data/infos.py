@@ -234,6 +234,8 @@ def _boxes_v11(reader: _Reader, names: Mapping[int, str], lidar2ego: Tensor) -> 
         "lwh_yaw",
         np.array(velocities, dtype=np.float64),
         [int(instance.get("num_lidar_pts", -1)) for instance in instances],
+        num_radar_points=[int(instance.get("num_radar_pts", -1)) for instance in instances],
+        ego2global=reader.info.get("ego2global"),
     )
 
 
@@ -275,7 +277,7 @@ def _frame_v10(reader: _Reader, style: str, layout: str) -> Frame:
         lidar_path=reader.path(info["lidar_path"], "lidar", "LIDAR_TOP") if info.get("lidar_path") else None,
         lidar2ego=lidar2ego,
         ego2global=ego2global,
-        boxes=_boxes_v10(reader, layout, lidar2ego) if info.get("gt_boxes") is not None else None,
+        boxes=_boxes_v10(reader, layout, lidar2ego, ego2global) if info.get("gt_boxes") is not None else None,
         caption=info.get("description") or None,
         prev=info.get("prev") or None,
         next=info.get("next") or None,
@@ -291,7 +293,7 @@ def _frame_v10(reader: _Reader, style: str, layout: str) -> Frame:
     )
 
 
-def _boxes_v10(reader: _Reader, layout: str, lidar2ego: Tensor) -> Boxes:
+def _boxes_v10(reader: _Reader, layout: str, lidar2ego: Tensor, ego2global: Tensor) -> Boxes:
     info = reader.info
     boxes = numbers(info["gt_boxes"], "gt_boxes").numpy()
     if boxes.size and (boxes.ndim != 2 or boxes.shape[1] not in (7, 9, 10)):
@@ -304,6 +306,8 @@ def _boxes_v10(reader: _Reader, layout: str, lidar2ego: Tensor) -> Boxes:
         np.asarray(info["gt_velocity"], dtype=np.float64) if info.get("gt_velocity") is not None else None,
         info.get("num_lidar_pts"),
         info.get("gt_instance_tokens"),
+        info.get("num_radar_pts"),
+        ego2global,
     )
 
 

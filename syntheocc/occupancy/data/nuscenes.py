@@ -67,6 +67,7 @@ class NuScenesTables:
         self.root = Path(root)
         self._tables: dict[str, list[dict]] = {}
         self._index: dict[str, dict[str, dict]] = {}
+        self._channels_of: dict[str, str] = {}
 
     def has(self, table: str) -> bool:
         """Whether the folder holds this table."""
@@ -103,20 +104,22 @@ class NuScenesTables:
             raise ValueError(f"{self.folder / table}.json: row {row.get('token')!r} lacks the field {name!r}")
         return row[name]
 
+    def channel_of(self, data: Row) -> str:
+        """The sensor channel ("CAM_FRONT") of a `sample_data` row."""
+        calibrated = self.field("sample_data", data, "calibrated_sensor_token")
+        if calibrated not in self._channels_of:
+            mount = self.get("calibrated_sensor", calibrated)
+            sensor = self.get("sensor", self.field("calibrated_sensor", mount, "sensor_token"))
+            self._channels_of[calibrated] = self.field("sensor", sensor, "channel")
+        return self._channels_of[calibrated]
+
     @cached_property
     def key_data(self) -> dict[str, dict[str, dict]]:
         """Sample token -> sensor channel -> the key frame's `sample_data` row."""
-        channels: dict[str, str] = {}
         found: dict[str, dict[str, dict]] = {}
         for row in self.table("sample_data"):
-            if not self.field("sample_data", row, "is_key_frame"):
-                continue
-            calibrated = self.field("sample_data", row, "calibrated_sensor_token")
-            if calibrated not in channels:
-                mount = self.get("calibrated_sensor", calibrated)
-                sensor = self.get("sensor", self.field("calibrated_sensor", mount, "sensor_token"))
-                channels[calibrated] = self.field("sensor", sensor, "channel")
-            found.setdefault(self.field("sample_data", row, "sample_token"), {})[channels[calibrated]] = row
+            if self.field("sample_data", row, "is_key_frame"):
+                found.setdefault(self.field("sample_data", row, "sample_token"), {})[self.channel_of(row)] = row
         return found
 
     @cached_property
@@ -133,6 +136,11 @@ class NuScenesTables:
             return annotation["category_name"]
         instance = self.get("instance", self.field("sample_annotation", annotation, "instance_token"))
         return self.field("category", self.get("category", self.field("instance", instance, "category_token")), "name")
+
+    def attribute_of(self, annotation: Row) -> str:
+        """The name of an annotation's attribute ("vehicle.parked"), "" where it has none."""
+        tokens = annotation.get("attribute_tokens")
+        return self.field("attribute", self.get("attribute", tokens[0]), "name") if tokens else ""
 
     def velocity_of(self, annotation: Row, max_seconds: float = 1.5) -> tuple[float, float, float]:
         """Velocity in global axes, m/s, by differences between the neighbouring annotations of the same object.

@@ -7,7 +7,7 @@ poses out moves a camera by up to 0.4 m.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,14 @@ from syntheocc.occupancy.cameras import NUSCENES_CAMERAS, Camera, CameraRig
 from syntheocc.occupancy.data.frames import Boxes, Frame, about, ordered_cameras
 from syntheocc.occupancy.data.locate import ImageLocator
 from syntheocc.occupancy.data.nuscenes import CATEGORY_TO_DETECTION, NuScenesTables, read_tables, write_tables
-from syntheocc.occupancy.transforms import invert_rigid, pose_from_quaternion, quaternion_from_rotation
+from syntheocc.occupancy.data.sweeps import camera_sweeps, lidar_sweeps, poses_of, table_numbers
+from syntheocc.occupancy.transforms import invert_rigid, poses_from_quaternions, quaternion_from_rotation
 
 __all__ = ["frames_from_tables", "read_nuscenes", "write_nuscenes"]
 
 LIDAR = "LIDAR_TOP"
+# File name as the tables spell it, channel -> path, and where was looked in vain.
+_Locate = Callable[[str, str], tuple[Path, list[Path]]]
 
 
 def read_nuscenes(
@@ -72,71 +75,86 @@ def frames_from_tables(
     wanted: Callable[[dict], bool] | None = None,
     cameras: Sequence[str] = NUSCENES_CAMERAS,
     unreadable: dict[str, str] | None = None,
+    with_sweeps: Collection[str] = (),
+    locate_files: bool = True,
 ) -> list[Frame]:
     """The frames of the sample rows for which `wanted(row)` holds; see `read_nuscenes`.
 
-    With `unreadable` a sample that is no valid frame goes there (token -> reason) and is no error.
+    Args:
+        tables: where they come from.
+        wanted: which rows of the sample table; all when left out.
+        cameras: the cameras that every frame must have, in view order.
+        unreadable: where a sample that is no valid frame goes (token -> reason); left out, it is an error.
+        with_sweeps: "lidar" puts `lidar_sweeps` into the frames' extras, "camera" `camera_sweeps` (`data.sweeps`).
+        locate_files: look for the files; else they are taken to lie where the tables say, below the root.
     """
-    locate = ImageLocator(tables.root)
+    locate: _Locate = ImageLocator(tables.root) if locate_files else lambda given, _: (tables.root / given, [])
     frames = []
     for sample in tables.table("sample"):
         if wanted is None or wanted(sample):
             token = str(sample.get("token", "without token"))
             with about(f"{tables.folder}, sample {token}", token, unreadable):
-                frames.append(_frame(tables, locate, sample, cameras))
+                frames.append(_frame(tables, locate, sample, cameras, with_sweeps))
     return frames
 
 
-def _frame(tables: NuScenesTables, locate: ImageLocator, sample: dict, cameras: Sequence[str]) -> Frame:
+def _frame(
+    tables: NuScenesTables,
+    path_of: _Locate,
+    sample: dict,
+    cameras: Sequence[str],
+    with_sweeps: Collection[str] = (),
+) -> Frame:
     token = tables.field("sample", sample, "token")
     data = tables.key_data.get(token, {})
     absent = [name for name in (LIDAR, *cameras) if name not in data]
     if absent:
         raise ValueError(f"{tables.folder}/sample_data.json: sample {token} has no key frame of {', '.join(absent)}")
-    lidar2ego, ego2global = _mount(tables, data[LIDAR]), _ego_pose(tables, data[LIDAR])
+    mounts, poses = (torch.from_numpy(matrices) for matrices in poses_of(tables, [data[n] for n in (LIDAR, *cameras)]))
+    lidar2ego, ego2global = mounts[0], poses[0]
     global2ego = invert_rigid(ego2global)
+    cam2ego = global2ego @ poses[1:] @ mounts[1:]
+    files: dict[str, Path] = {}
     searched: dict[str, list[Path]] = {}
-
-    def path_of(name: str, channel: str) -> Path:
-        path, looked = locate(str(tables.field("sample_data", data[channel], "filename")), channel)
+    for name in (LIDAR, *cameras):
+        files[name], looked = path_of(str(tables.field("sample_data", data[name], "filename")), name)
         if looked:
-            searched[name] = looked
-        return path
-
+            searched["lidar" if name == LIDAR else name] = looked
     rig = {}
-    for name in cameras:
-        row = data[name]
+    for i, name in enumerate(cameras):
         with about(name):
-            mount = tables.get("calibrated_sensor", row["calibrated_sensor_token"])
-            cam2ego = global2ego @ _ego_pose(tables, row) @ _mount(tables, row)
+            mount = tables.get("calibrated_sensor", data[name]["calibrated_sensor_token"])
             intrinsics = tables.field("calibrated_sensor", mount, "camera_intrinsic")
-            height, width = tables.field("sample_data", row, "height"), tables.field("sample_data", row, "width")
-            rig[name] = Camera(intrinsics, cam2ego, height, width)
+            height, width = (tables.field("sample_data", data[name], side) for side in ("height", "width"))
+            rig[name] = Camera(intrinsics, cam2ego[i], height, width)
     scene, caption = _scene(tables, sample)
+    extras: dict[str, Any] = {
+        "style": "nuscenes",
+        "scene_token": sample.get("scene_token", ""),
+        "lidar_token": data[LIDAR]["token"],
+        "camera_tokens": {name: data[name]["token"] for name in cameras},
+        "camera_timestamps_us": {name: int(tables.field("sample_data", data[name], "timestamp")) for name in cameras},
+        "camera_ego2global": {name: poses[1 + i] for i, name in enumerate(cameras)},
+        "searched": searched,
+    }
+    if "lidar" in with_sweeps:
+        extras["lidar_sweeps"] = lidar_sweeps(tables, data[LIDAR])
+    if "camera" in with_sweeps:
+        extras["camera_sweeps"] = camera_sweeps(tables, {name: data[name] for name in cameras})
     return Frame(
         token=token,
         scene=scene,
         timestamp_us=int(tables.field("sample_data", data[LIDAR], "timestamp")),
         cameras=CameraRig(rig),
-        image_paths={name: path_of(name, name) for name in cameras},
-        lidar_path=path_of("lidar", LIDAR),
+        image_paths={name: files[name] for name in cameras},
+        lidar_path=files[LIDAR],
         lidar2ego=lidar2ego,
         ego2global=ego2global,
         boxes=_boxes(tables, token, global2ego) if tables.has("sample_annotation") else None,
         caption=caption,
         prev=sample.get("prev") or None,
         next=sample.get("next") or None,
-        extras={
-            "style": "nuscenes",
-            "scene_token": sample.get("scene_token", ""),
-            "lidar_token": data[LIDAR]["token"],
-            "camera_tokens": {name: data[name]["token"] for name in cameras},
-            "camera_timestamps_us": {
-                name: int(tables.field("sample_data", data[name], "timestamp")) for name in cameras
-            },
-            "camera_ego2global": {name: _ego_pose(tables, data[name]) for name in cameras},
-            "searched": searched,
-        },
+        extras=extras,
     )
 
 
@@ -148,41 +166,28 @@ def _scene(tables: NuScenesTables, sample: dict) -> tuple[str, str | None]:
     return row.get("name", ""), row.get("description") or None
 
 
-def _mount(tables: NuScenesTables, data: dict) -> Tensor:
-    """sensor2ego of a sample_data row."""
-    row = tables.get("calibrated_sensor", data["calibrated_sensor_token"])
-    return pose_from_quaternion(
-        tables.field("calibrated_sensor", row, "translation"), tables.field("calibrated_sensor", row, "rotation")
-    )
-
-
-def _ego_pose(tables: NuScenesTables, data: dict) -> Tensor:
-    """ego2global at the time of a sample_data row."""
-    row = tables.get("ego_pose", tables.field("sample_data", data, "ego_pose_token"))
-    return pose_from_quaternion(
-        tables.field("ego_pose", row, "translation"), tables.field("ego_pose", row, "rotation")
-    )
-
-
 def _boxes(tables: NuScenesTables, token: str, global2ego: Tensor) -> Boxes:
     rows = tables.annotations.get(token, [])
-    box2global = [
-        pose_from_quaternion(
-            tables.field("sample_annotation", row, "translation"), tables.field("sample_annotation", row, "rotation")
-        )
-        for row in rows
-    ]
-    # The tables write width, length, height.
-    sizes = [[tables.field("sample_annotation", row, "size")[i] for i in (1, 0, 2)] for row in rows]
-    velocities = torch.tensor([tables.velocity_of(row) for row in rows], dtype=torch.float64).reshape(-1, 3)
+    where = [f"{tables.folder}/sample_annotation.json, row {row.get('token')!r}" for row in rows]
+    fields = {
+        name: table_numbers(tables, "sample_annotation", rows, name, width)
+        for name, width in (("translation", 3), ("rotation", 4), ("size", 3))
+    }
+    box2global = poses_from_quaternions(fields["translation"], fields["rotation"], where)
+    velocities = np.array([tables.velocity_of(row) for row in rows], dtype=np.float64).reshape(-1, 3)
+    # Their vertical part is noise, and info files leave it out.
+    velocities[:, 2] = 0
     categories = [tables.category_of(row) for row in rows]
     return Boxes(
-        box2ego=global2ego @ torch.stack(box2global) if rows else torch.zeros(0, 4, 4),
-        sizes=torch.tensor(sizes, dtype=torch.float64),
+        box2ego=global2ego @ torch.from_numpy(box2global),
+        # The tables write width, length, height.
+        sizes=torch.from_numpy(fields["size"][:, [1, 0, 2]]),
         names=tuple(CATEGORY_TO_DETECTION.get(name, name) for name in categories),
-        velocities=(velocities @ global2ego[:3, :3].T)[:, :2],
+        velocities=(torch.from_numpy(velocities) @ global2ego[:3, :3].T)[:, :2],
         num_lidar_points=torch.tensor([int(row.get("num_lidar_pts", -1)) for row in rows]),
         instance_tokens=tuple(row.get("instance_token", "") for row in rows),
+        num_radar_points=torch.tensor([int(row.get("num_radar_pts", -1)) for row in rows]),
+        attributes=tuple(tables.attribute_of(row) for row in rows),
     )
 
 

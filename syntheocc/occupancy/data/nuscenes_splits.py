@@ -93,7 +93,7 @@ def read_split_file(path: str | os.PathLike, scenes: Iterable[str]) -> dict[str,
     document = read_json(path)
     if not isinstance(document, dict) or not document:
         raise ValueError(f'{path}: a split file is a JSON object {{"train": [scene names], ...}}')
-    known, owner = set(scenes), {}
+    known, owner = set(scenes), dict[str, str]()
     for split, names in document.items():
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{path}: split {split!r} is no list of scene names")

@@ -98,8 +98,9 @@ def test_what_is_missing_is_named(tables_root):
     assert frames_from_tables(read_tables(tables_root), unreadable=unreadable) == []
     assert "whole pixels" in unreadable["sample0"]
     edit(tables_root, "calibrated_sensor", lambda rows: [row.update(translation=[1, 2]) for row in rows])
-    with pytest.raises(ValueError, match="sample sample0: a translation must be three finite metres"):
+    with pytest.raises(ValueError, match="calibrated_sensor.json, row .*: translation is 3 numbers, got .1, 2."):
         read_nuscenes(tables_root)
+    edit(tables_root, "calibrated_sensor", lambda rows: [row.update(translation=[1, 2, 3]) for row in rows])
     edit(tables_root, "calibrated_sensor", lambda rows: [row.pop("rotation") for row in rows])
     with pytest.raises(ValueError, match="calibrated_sensor.json: row '.*' lacks the field 'rotation'"):
         read_nuscenes(tables_root)
@@ -182,5 +183,5 @@ def test_the_devkit_reads_the_same_frames(tables_root):
                 global2ego @ transform_matrix(box.center, box.orientation), frame.boxes.box2ego[i], atol=1e-9
             )
             assert np.allclose(box.wlh[[1, 0, 2]], frame.boxes.sizes[i])
-            velocity = global2ego[:3, :3] @ tables.box_velocity(sample["anns"][i])
+            velocity = global2ego[:3, :3] @ (tables.box_velocity(sample["anns"][i]) * [1, 1, 0])
             assert np.allclose(velocity[:2], frame.boxes.velocities[i])
