@@ -33,7 +33,8 @@ class Arm:
     frames: int
     labels: str = EXACT
     model: str = ""
-    """Of a contender with several models: entry of the registry, "/", preset without its size."""
+    """Of a contender with several models: entry of the registry, "/", preset without its size; SparseOcc: another
+    preset than the contender's."""
 
 
 ARMS = {
@@ -41,6 +42,8 @@ ARMS = {
     "4f": Arm(4),
     "1f": Arm(1),
     "4f_accumulated": Arm(4, ACCUMULATED),
+    # Small enough to be shipped.
+    "nano": Arm(1, model="nano"),
     # What 2D labels teach (perception_labels2d); the first and the last share a GPU of four.
     "trunk_3d": Arm(3, model="occflownet/occflownet_3d"),
     "volume_2d": Arm(3, model="occflownet/occflownet_2d"),
@@ -85,7 +88,14 @@ class Contender:
 def sparseocc(preset: str, image_size: tuple[int, int], **changes: Any) -> Contender:
     """A preset of SparseOcc, panoptic, batch statistics and backbone trained from random weights."""
     config, recipe = presets.preset(preset, **changes)
-    config = replace(config, instance_classes=presets.thing_classes(config.taxonomy))
+    things = presets.thing_classes(config.taxonomy)
+    config = replace(config, instance_classes=things)
+
+    def make(arm: Arm) -> SparseOcc:
+        chosen = presets.preset(arm.model).model if arm.model else config
+        # The contender's drives are of its own grid and image size.
+        shared = {name: getattr(config, name) for name in ("grid", "taxonomy", "image_size", "instance_classes")}
+        return SparseOcc(replace(chosen, num_frames=arm.frames, **shared))
 
     def losses(model: SparseOcc, batch: OccupancyBatch, dtype: torch.dtype | None) -> dict[str, Tensor]:
         assert batch.semantics is not None
@@ -124,7 +134,7 @@ def sparseocc(preset: str, image_size: tuple[int, int], **changes: Any) -> Conte
         preset=Preset(config.grid, config.taxonomy),
         window=config.image_size,
         image_size=image_size,
-        make=lambda arm: SparseOcc(replace(config, num_frames=arm.frames)),
+        make=make,
         losses=losses,
         groups=groups,
         predict=predict,

@@ -34,8 +34,9 @@ RESNETS: dict[str, tuple[int, tuple[int, ...], tuple[int, ...], str]] = {
     "resnet34": (64, (64, 128, 256, 512), (3, 4, 6, 3), "basic"),
     "resnet50": (64, (256, 512, 1024, 2048), (3, 4, 6, 3), "bottleneck"),
     "resnet101": (64, (256, 512, 1024, 2048), (3, 4, 23, 3), "bottleneck"),
-    # Ours, for training from scratch: 6.3 million parameters, and one for tests.
+    # Ours, for training from scratch: 6.3 million parameters, 0.5 million, and one for tests.
     "small": (32, (48, 96, 192, 384), (2, 2, 2, 2), "basic"),
+    "nano": (16, (24, 48, 72, 96), (2, 2, 2, 2), "basic"),
     "tiny": (8, (8, 16, 24, 32), (1, 1, 1, 1), "basic"),
 }
 STRIDES = (4, 8, 16, 32)

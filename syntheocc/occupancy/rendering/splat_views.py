@@ -117,7 +117,7 @@ class SplatViews:
     def rays(self, view: Tensor, pixels: Tensor) -> "SplatRays":
         """Rays through pixels [R, 2] (u, v; rasterisers' convention) of views int64 [R]."""
         matrix, ego2cam = self.intrinsics[view], self.ego2cam[view]
-        slopes = (pixels - matrix[:, :2, 2]) / matrix[:, [0, 1], [0, 1]]
+        slopes = (pixels.to(matrix) - matrix[:, :2, 2]) / matrix[:, [0, 1], [0, 1]]
         in_camera = torch.cat([slopes, torch.ones_like(slopes[:, :1])], 1)
         cam2ego = ego2cam[:, :3, :3].transpose(1, 2)
         directions = (cam2ego @ in_camera[:, :, None])[..., 0]

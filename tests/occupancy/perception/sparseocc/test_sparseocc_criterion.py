@@ -194,7 +194,7 @@ def test_every_preset_sums_the_terms_that_the_specification_counts(tiny, tiny_in
     terms = [value for name, value in losses.items() if name != "loss"]
     assert len(terms) == 21  # 3 stages x 4 + 3 predictions x 3
     torch.testing.assert_close(losses["loss"], torch.stack(terms).sum())
-    assert len(PRESETS) == 10
+    assert len(PRESETS) == 11
 
 
 def test_samples_whose_voxels_all_count_are_taken_at_once_with_the_same_losses_and_gradients(scene, monkeypatch):
