@@ -26,11 +26,12 @@ from syntheocc.occupancy.ground import NOTHING, GroundMap, GroundRules, map_grou
 from syntheocc.occupancy.taxonomy import Taxonomy
 from syntheocc.occupancy.transforms import invert_rigid, rigid_transform, transform_points
 
-__all__ = ["EGO_BODY", "BuildingRules", "build_occupancy"]
+__all__ = ["EGO_BODY", "BuildingRules", "ReturnClasses", "build_occupancy", "classify_returns", "is_ego_body"]
 
 # The nuScenes car (and its roof rack) in ego, metres, with a hand's breadth around it: the origin is the rear axle.
 EGO_BODY = ((-1.1, -1.1, -0.5), (3.4, 1.1, 2.4))
 MAX_RINGS = 1024
+_STANDING = ("driveable_surface", "sidewalk", "terrain", "manmade", "vegetation")
 VEHICLES = ("car", "truck", "bus", "trailer", "construction_vehicle", "motorcycle")
 
 
@@ -95,42 +96,25 @@ def build_occupancy(
         )
     if spec.frame not in ("lidar", "ego"):
         raise ValueError(f"occupancy is built in the lidar's or the ego frame, not in {spec.frame!r}")
-    names = ("driveable_surface", "sidewalk", "terrain", "manmade", "vegetation")
-    road, sidewalk, terrain, manmade, vegetation = (taxonomy.id_of(name) for name in names)
+    road, sidewalk, terrain, _, _ = (taxonomy.id_of(name) for name in _STANDING)
     lidar2ego = rigid_transform(lidar2ego, "lidar2ego")
     grid2ego = lidar2ego if spec.frame == "lidar" else torch.eye(4, dtype=torch.float64)
     ego2grid = invert_rigid(grid2ego)
 
     in_ego = transform_points(lidar2ego, torch.from_numpy(points[:, :3].astype(np.float64)))
-    on_body = ((in_ego >= torch.tensor(EGO_BODY[0])) & (in_ego <= torch.tensor(EGO_BODY[1]))).all(-1)
+    on_body = is_ego_body(in_ego)
     in_ego, points = in_ego[~on_body], points[~on_body.numpy()]
     in_grid = transform_points(ego2grid, in_ego).numpy()
     sensor = transform_points(ego2grid, lidar2ego[None, :3, 3]).numpy()[0]
 
-    boxes = None if boxes is None else boxes.filter(lambda name: name in taxonomy.classes)
-    owner = np.full(len(points), -1)
-    if boxes is not None and len(boxes):
-        inside = boxes.contains(in_ego, rules.box_margin)
-        boxes, inside = boxes.filter(inside.sum(1) >= rules.min_points), inside[inside.sum(1) >= rules.min_points]
-        for i, mask in enumerate(inside.numpy()):
-            owner[mask] = i
-
-    # The car stands on ego z = 0; here that plane as heights over the grid's x and y.
-    normal, foot = ego2grid[:3, 2].numpy(), ego2grid[:3, 3].numpy()
-    plane = np.array([-normal[0] / normal[2], -normal[1] / normal[2], normal @ foot / normal[2]])
-    seeds = _road_seeds(boxes, ego2grid)
     intensity = points[:, 3] if points.shape[1] >= 4 else None
-    ground = map_ground(
-        in_grid, owner < 0, plane, sensor, spec.lower[:2], spec.upper[:2], seeds, intensity, rules.ground
+    boxes = None if boxes is None else boxes.filter(lambda name: name in taxonomy.classes)
+    ruled = classify_returns(
+        in_ego, boxes, sensor, ego2grid, spec.lower[:2], spec.upper[:2], taxonomy, intensity, rules
     )
-
+    boxes, owner, label, ground = ruled.boxes, ruled.owner, ruled.label, ruled.ground
     class_of_kind = np.full(256, taxonomy.free, dtype=np.uint8)
     class_of_kind[:3] = road, sidewalk, terrain
-    label = np.full(len(points), taxonomy.free, dtype=np.uint8)
-    rest = (owner < 0) & ~ground.is_ground & (ground.above(in_grid) > 0)
-    label[rest] = np.where(_scatter(in_grid[rest], rules.neighbors) > rules.scatter, vegetation, manmade)
-    if boxes is not None and len(boxes):
-        label[owner >= 0] = np.array([taxonomy.id_of(name) for name in boxes.names], dtype=np.uint8)[owner[owner >= 0]]
 
     labels = torch.full(spec.shape, taxonomy.free, dtype=torch.uint8)
     placed = label != taxonomy.free
@@ -143,6 +127,75 @@ def build_occupancy(
         _fill_boxes(labels, spec, boxes, ego2grid, taxonomy)
     _lay_ground(labels, spec, ground, class_of_kind)
     return OccupancyGrid(labels, spec, taxonomy, grid2ego)
+
+
+@dataclass(frozen=True, eq=False)
+class ReturnClasses:
+    """What the rules say of a sweep's returns.
+
+    Args:
+        label: uint8 [P]; free for the ground, and for returns from below it (reflections).
+        owner: int64 [P], the box that holds a return, -1 none.
+        boxes: the boxes that have enough returns.
+        ground: the ground, in the frame that was asked for.
+    """
+
+    label: np.ndarray
+    owner: np.ndarray
+    boxes: Boxes | None
+    ground: GroundMap
+
+
+def is_ego_body(in_ego: torch.Tensor) -> torch.Tensor:
+    """Which points [P, 3] (ego, metres) are returns from the own car's body; bool [P]."""
+    return ((in_ego >= torch.tensor(EGO_BODY[0])) & (in_ego <= torch.tensor(EGO_BODY[1]))).all(-1)
+
+
+def classify_returns(
+    in_ego: torch.Tensor,
+    boxes: Boxes | None,
+    sensor: np.ndarray,
+    ego2grid: torch.Tensor,
+    lower: tuple[float, float],
+    upper: tuple[float, float],
+    taxonomy: Taxonomy,
+    intensity: np.ndarray | None = None,
+    rules: BuildingRules = BuildingRules(),  # noqa: B008 (frozen)
+) -> ReturnClasses:
+    """The classes of one sweep's returns by rules 2 to 4.
+
+    Args:
+        in_ego: float64 [P, 3] metres, without the own car's body.
+        boxes: in ego, of classes that the taxonomy knows; or None.
+        sensor: [3], the lidar's position in the frame of the map.
+        ego2grid: [4, 4] to the frame of the map, whose z is up to within a few degrees.
+        lower: x and y of the map's corner in that frame.
+        upper: the other corner.
+        taxonomy: what labels mean.
+        intensity: [P], 0..255.
+        rules: thresholds.
+    """
+    in_grid = transform_points(ego2grid, in_ego).numpy()
+    owner = np.full(len(in_grid), -1)
+    if boxes is not None and len(boxes):
+        inside = boxes.contains(in_ego, rules.box_margin)
+        boxes, inside = boxes.filter(inside.sum(1) >= rules.min_points), inside[inside.sum(1) >= rules.min_points]
+        for i, mask in enumerate(inside.numpy()):
+            owner[mask] = i
+
+    # The car stands on ego z = 0; here that plane as heights over the grid's x and y.
+    normal, foot = ego2grid[:3, 2].numpy(), ego2grid[:3, 3].numpy()
+    plane = np.array([-normal[0] / normal[2], -normal[1] / normal[2], normal @ foot / normal[2]])
+    seeds = _road_seeds(boxes, ego2grid)
+    ground = map_ground(in_grid, owner < 0, plane, sensor, lower, upper, seeds, intensity, rules.ground)
+
+    manmade, vegetation = taxonomy.id_of("manmade"), taxonomy.id_of("vegetation")
+    label = np.full(len(in_grid), taxonomy.free, dtype=np.uint8)
+    rest = (owner < 0) & ~ground.is_ground & (ground.above(in_grid) > 0)
+    label[rest] = np.where(_scatter(in_grid[rest], rules.neighbors) > rules.scatter, vegetation, manmade)
+    if boxes is not None and len(boxes):
+        label[owner >= 0] = np.array([taxonomy.id_of(name) for name in boxes.names], dtype=np.uint8)[owner[owner >= 0]]
+    return ReturnClasses(label, owner, boxes, ground)
 
 
 def _road_seeds(boxes: Boxes | None, ego2grid: torch.Tensor) -> np.ndarray:
