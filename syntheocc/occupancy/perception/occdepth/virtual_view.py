@@ -1,17 +1,21 @@
-"""The second view that NYUv2 has not: what a camera beside the real one would see, by the sensor's depth.
+"""A second view that no camera took: the first one's features, moved by the disparity of a depth picture (NYUv2).
 
-A point that the virtual camera, ``baseline`` to the right, shows at column x is in the real picture at x + f b / d.
-Its features are those found there; taking d at x of the *real* picture makes this an approximation near edges of
-depth, as published. In a mirrored picture the shift goes the other way. Source: specs/occdepth.md 1.7.
+A point that the second camera, ``baseline`` to the right, shows at column x is in the first picture at
+x + fx * baseline / depth; its features are those found there. Taking the depth at x of the *first* picture makes it an
+approximation near edges of depth, as published.
 
-Legend: B samples, C channels, H W pictures, h w feature map.
+Published, the features also land half a cell off, every sample is moved by the first one's depth, holes of the depth
+picture smear into their surroundings, and a mirrored picture moves in the wrong direction (specs/occdepth.md 1.7).
+Here a feature is a cell's centre, depths are the sample's own, and the direction is that of the cameras.
+
+Legend: B samples, C channels, H W picture, h w feature map.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["NYU_BASELINE", "beside", "virtual_features"]
+__all__ = ["NYU_BASELINE", "beside", "second_view"]
 
 # Metres between the real and the virtual camera.
 NYU_BASELINE = 0.1
@@ -31,51 +35,38 @@ def beside(world2img: Tensor, intrinsics: Tensor, baseline: float = NYU_BASELINE
     return moved
 
 
-def virtual_features(
+def second_view(
     features: Tensor,  # [B, C, h, w]
     depth: Tensor,  # [B, H, W]
-    focal_baseline: Tensor,  # [B]
-    flipped: Tensor,  # bool [B]
+    shift: Tensor,  # [B]
+    stride: int,
     legacy: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Features of the virtual view at one scale.
+) -> Tensor:
+    """The features as the second camera would see them: [B, C, h, w].
 
     Args:
-        features: of the real view, any scale: s = W / w.
-        depth: metres of the real (as fed, maybe mirrored) picture; 0 none.
-        focal_baseline: f * b of each sample, pixels of the picture times metres.
-        flipped: mirrored samples (`StereoBatch.flipped`).
-        legacy: as the released weights saw it: everything half a cell to the upper left, the first sample's depth and
-            focal length for all, the shift of an unmirrored picture always, holes smeared into their surroundings.
-
-    Returns:
-        features [B, C, h, w], and bool [B, h, w]: cells whose depth is known; the others are not shifted.
+        features: of the first view.
+        depth: metres along its optical axis; cells without one (all 0) stay where they are.
+        shift: pixels that a point at 1 m depth moves by from the second view to the first
+            (`StereoCameras.ray_shift`); ``fx * baseline``, or minus that where the picture is mirrored.
+        stride: of the map, pixels.
+        legacy: as the released weights saw it, see above.
     """
     height, width = features.shape[-2:]
-    scale = depth.shape[-1] / width
+    shift = shift.float()[:, None, None] / stride  # cells at 1 m
     if legacy:
-        metres = _resized(depth[:1, None].float(), (height, width))[:, 0]
-        shift = torch.nan_to_num(focal_baseline[:1, None, None] / scale / metres, nan=0.0, posinf=0.0)
-        shift = shift.expand(len(features), -1, -1)
-        seen = torch.ones(len(features), height, width, dtype=torch.bool, device=depth.device)
-        half = 0.0
+        metres = F.interpolate(depth[:1, None].float(), (height, width), mode="bilinear", align_corners=False)[:, 0]
+        moved = torch.nan_to_num(shift[:1].abs() / metres, nan=0.0, posinf=0.0).expand(len(features), -1, -1)
     else:
-        # Disparity is what is linear over a slanted surface; holes have no weight.
+        # Over a slanted surface it is the inverse depth that is linear; pixels without a depth have no weight.
         valid = depth > 0
         inverse = torch.where(valid, 1.0 / torch.where(valid, depth, 1.0), 0.0).float()
-        both = _resized(torch.stack([inverse, valid.float()], 1), (height, width))
-        seen = both[:, 1] > 0
-        disparity = both[:, 0] / both[:, 1].clamp_min(1e-12) * focal_baseline[:, None, None] / scale
-        sign = torch.where(flipped, -1.0, 1.0)[:, None, None]
-        shift = torch.where(seen, sign * disparity, 0.0)
-        half = 0.5
-    columns = torch.arange(width, device=depth.device) + half + shift
-    rows = (torch.arange(height, device=depth.device) + half)[:, None].expand_as(columns[0])
-    grid = torch.stack([columns / width, (rows / height).expand_as(columns)], -1).float() * 2 - 1
+        mean, weight = F.interpolate(torch.stack([inverse, valid.float()], 1), (height, width), mode="area").unbind(1)
+        moved = torch.where(weight > 0, shift * mean / weight.clamp_min(1e-6), 0.0)
+    half = 0.0 if legacy else 0.5
+    x = torch.arange(width, device=features.device, dtype=torch.float32) + half + moved
+    y = torch.arange(height, device=features.device, dtype=torch.float32)[:, None].expand_as(moved) + half
+    grid = torch.stack([x * (2 / width) - 1, y * (2 / height) - 1], -1)
     # In float32: half precision has fewer steps than the map has columns.
     warped = F.grid_sample(features.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return warped.to(features.dtype), seen
-
-
-def _resized(values: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(values, size, mode="bilinear", align_corners=False)
+    return warped.to(features.dtype)
