@@ -1,6 +1,7 @@
 """``syntheocc generate`` and ``infer.py``: six street views for every sample of a data set.
 
 The result for a sample depends on the seed and the sample's token only, not on the number of processes or their order.
+With ``--as_dataset OUT`` the result is a data root like the original (`commands.dataset`).
 """
 
 import hashlib
@@ -76,6 +77,14 @@ class GenerateConfig(SampleConfig):
     ctrl_channel: int | None = flag(None, "channels of the condition (257: 256 planes + nearest class), only checked")
     curr_gpu: int | None = flag(None, "index of the GPU to use; under a launcher each process has its own")
     real_row: bool = flag(True, "show the real pictures in the strips")
+    as_dataset: Path | None = flag(
+        None,
+        "write a data root like the original instead, whose key frames' pictures are the generated ones: tables, "
+        "infos, labels and a manifest; the prompt is the sample's caption unless --prompt or --caption_path is given",
+    )
+    unchanged: Literal["link", "copy"] = flag(
+        "link", "what --as_dataset makes of files that stay as they are: lidar, labels, maps"
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -101,30 +110,44 @@ class InferConfig(GenerateConfig, TrainingOnlyFlags):
 def run(config: GenerateConfig) -> int:
     """Generate all samples; returns the exit status (1: some failed)."""
     from syntheocc.commands.batch import check_settings, print_summary, run_samples
+    from syntheocc.commands.dataset import NOTES, DatasetFolder, code_version, weights_digest
+    from syntheocc.commands.dataset_job import dataset_settings, finish
     from syntheocc.commands.outputs import OutputFolder
     from syntheocc.engine.ranks import Ranks
 
     ranks = Ranks.from_environment()
     if ranks.is_main and ignored_flags(config):
         print(f"ignored, because only training uses them: {' '.join(ignored_flags(config))}")
+    if config.as_dataset is not None:
+        config = dataset_settings(config, ranks)
     frames, unreadable = config.read_frames()
     config.check_labels(config.occ_kind)
     if config.occ_kind == "mpi":
         _mpi_folder(config)
     captions = Captions.from_file(config.prompt, config.use_captions, config.caption_path)
-    outputs = OutputFolder(config.save_img_path)
+    outputs: OutputFolder = OutputFolder(config.save_img_path)
     settings = config.settings()
     settings_file = outputs.root / "settings.json"
+    if config.as_dataset is not None:
+        outputs = DatasetFolder(config.as_dataset, config.dataroot_path, config.unchanged)
+        settings_file = outputs.root / NOTES / "settings.json"
+        version = code_version()["version"]
+        settings |= {"weights_sha256": weights_digest(config.model_path_infer), "version": version}
     check_settings(settings_file, settings, "give another --save_img_path, or remove the folder")
     # with nothing left to make, no model is loaded
     unfinished = any(not outputs.is_done(frame) for frame in ranks.share(frames))
-    maker = _SampleMaker(config, load_pipeline(config, ranks), outputs, captions) if unfinished else None
+    maker = None
+    if unfinished:
+        maker = _SampleMaker(config, load_pipeline(config, ranks), outputs, captions, settings.get("weights_sha256"))
     with ranks.group():
         tally = run_samples(
             frames, outputs.is_done, maker, ranks, "street views", (settings_file, settings), unreadable
         )
         if ranks.is_main:
-            outputs.write_manifest(frames, settings, tally)
+            if isinstance(outputs, DatasetFolder):
+                finish(config, outputs, frames, settings, tally)
+            else:
+                outputs.write_manifest(frames, settings, tally)
             print_summary(
                 tally, "six views each" if max(len(f.cameras) for f in frames) == 6 else "the views", outputs.root
             )
@@ -193,10 +216,18 @@ def load_pipeline(config: GenerateConfig, ranks: "Ranks") -> "SyntheOccPipeline"
 class _SampleMaker:
     """Makes one sample: reads its inputs, generates, writes; a ValueError leaves it undone."""
 
-    def __init__(self, config: GenerateConfig, pipe: "SyntheOccPipeline", outputs: "OutputFolder", captions: Captions):
+    def __init__(
+        self,
+        config: GenerateConfig,
+        pipe: "SyntheOccPipeline",
+        outputs: "OutputFolder",
+        captions: Captions,
+        weights: str | None = None,
+    ):
         from syntheocc.pipelines.sources import condition_spec
 
         self.config, self.pipe, self.outputs, self.captions = config, pipe, outputs, captions
+        self.weights = weights
         self.spec = condition_spec(pipe.controlnet)
         if config.occ_kind == "mpi":
             _check_mpi_files(config, self.spec, pipe.vae_scale_factor)
@@ -205,12 +236,15 @@ class _SampleMaker:
         import torch
 
         from syntheocc.commands.outputs import read_photos
+        from syntheocc.occupancy.data.belonging import check_pictures
         from syntheocc.occupancy.pictures import condition_pictures
 
         config = self.config
         for camera in frame.cameras.names:  # a sample without names is found before it costs anything
             self.outputs.view_path(frame, camera)
         photos = read_photos(frame) if config.real_row else []
+        if config.as_dataset is not None:
+            check_pictures(frame)
         condition, labels = self._read_condition(frame)
         texts = self.captions.of(frame)
         prompt = texts[0] if len(set(texts)) == 1 else texts
@@ -231,9 +265,11 @@ class _SampleMaker:
         )
         images = output.images[0]
         views = self.outputs.write_views(frame, images)
-        drawn = [self.outputs.write_strip(frame, condition_pictures(output.mpi[0]), images, photos)]
-        if "occupancy" in condition:
-            drawn.append(self.outputs.write_solid(frame, condition["occupancy"]))
+        drawn = []
+        if config.as_dataset is None:
+            drawn.append(self.outputs.write_strip(frame, condition_pictures(output.mpi[0]), images, photos))
+            if "occupancy" in condition:
+                drawn.append(self.outputs.write_solid(frame, condition["occupancy"]))
         label_files = self.outputs.write_labels(frame, **labels)
         record = {
             "token": frame.token,
@@ -244,7 +280,32 @@ class _SampleMaker:
             "views": views,
             "files": [*views.values(), *drawn, *label_files],
         }
+        if config.as_dataset is not None:
+            record |= self._provenance(condition, labels)
         self.outputs.write_record(frame, record)
+
+    def _provenance(self, condition: dict[str, Any], labels: dict[str, Any]) -> dict[str, Any]:
+        """What a line of a data set's manifest says beside the sample itself."""
+        from syntheocc.commands.dataset import code_version
+
+        config, source = self.config, labels.get("source")
+        if source is not None and source.is_relative_to(config.dataroot_path):
+            source = source.relative_to(config.dataroot_path)
+        return {
+            "recipe": None,
+            "condition": {"kind": config.occ_kind, "file": None if source is None else source.as_posix()},
+            "weights": {"path": config.model_path_infer, "sha256": self.weights},
+            "sampler": {
+                "steps": config.num_inference_steps,
+                "guidance_scale": config.cfg_scale,
+                "mpi_guidance_scale": config.mpi_guidance_scale,
+                "controlnet_conditioning_scale": config.controlnet_conditioning_scale,
+                "height": config.height,
+                "width": config.width,
+                "precision": str(self.pipe.unet.dtype).removeprefix("torch."),
+            },
+            **code_version(),
+        }
 
     def _read_condition(self, frame: "Frame") -> tuple[dict[str, Any], dict[str, Any]]:
         """The pipeline's condition, and what `OutputFolder.write_labels` needs beside the frame."""
@@ -254,9 +315,13 @@ class _SampleMaker:
 
             stems = mpi_stems(frame, config.dataroot_path, config.mtp_path)
             return {"mpi": read_mpi_files(stems, self.spec.planes, self.spec.pixel_origin)}, {}
+        from syntheocc.occupancy.data.belonging import check_belongs, check_sees
+
         grid = config.read_grid(frame, config.occ_kind)
+        check_sees(grid, frame.cameras, frame.token)
         if config.occ_kind == "lidar":
             return {"occupancy": grid}, {"grid": grid, "kind": "syntheocc"}
+        check_belongs(grid, frame)
         from syntheocc.occupancy.data.occupancy_files import occupancy_path
 
         source = occupancy_path(config.occupancy_root(config.occ_kind), frame, config.occ_kind)

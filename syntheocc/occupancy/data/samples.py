@@ -34,6 +34,8 @@ _USUAL_ROOTS = {
     "occ3d": "gts",
     "openocc_v2": "openocc_v2",
 }
+# Where they lie in a data root that holds everything itself, as `syntheocc world` writes it.
+LABEL_FOLDERS = {kind: Path(usual).name or "." for kind, usual in _USUAL_ROOTS.items()}
 MPI_SETTINGS_FILE = "mpi_settings.json"
 # What folders of MPI files were made with that have no such file: the original script's.
 RELEASED_MPI_SETTINGS = {"height": 56, "width": 100, "pixel_origin": "corner"}
@@ -41,10 +43,9 @@ RELEASED_MPI_SETTINGS = {"height": 56, "width": 100, "pixel_origin": "corner"}
 
 def usual_label_root(dataroot: Path, kind: OccupancyKind) -> Path:
     """Where the label files of a format begin, as its own instructions lay them out from the data root."""
-    usual = Path(dataroot) / _USUAL_ROOTS[kind]
-    # `syntheocc world` keeps all of a world below its data root.
-    within = Path(dataroot) / usual.name
-    return within if not usual.is_dir() and within.is_dir() else usual
+    # `syntheocc world` and generated data sets keep everything below the data root, perhaps beside real labels.
+    within = Path(dataroot) / LABEL_FOLDERS[kind]
+    return within if within.is_dir() else Path(dataroot) / _USUAL_ROOTS[kind]
 
 
 @dataclass(kw_only=True)
@@ -58,7 +59,7 @@ class SampleConfig:
         "<dataroot>/nuscenes_occ_infos_<train|val>.pkl",
     )
     gen_train_or_val: Literal["train", "val", "trainval"] = flag(
-        "val", "which of the default info pickles", env="$TRAIN_OR_VAL"
+        "val", "which of the default info pickles", env="$TRAIN_OR_VAL", aliases=("split",)
     )
     mtp_path: str = flag("samples_syntheocc_surocc", "folder of the MPI files, below the data root", env="$DATA_USED")
     occ_path: Path | None = flag(None, "root of the label files; by default where the format's instructions put them")
