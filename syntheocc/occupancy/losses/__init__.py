@@ -12,8 +12,10 @@ from syntheocc.occupancy.losses.class_weights import (
     sampling_balance,
 )
 from syntheocc.occupancy.losses.focal import sigmoid_focal_loss
+from syntheocc.occupancy.losses.frustum import frustum_proportion_loss
 from syntheocc.occupancy.losses.lovasz import lovasz_softmax
 from syntheocc.occupancy.losses.masks import mask_bce, mask_dice, pairwise_mask_bce, pairwise_mask_dice
+from syntheocc.occupancy.losses.relation import relation_loss, relation_targets
 from syntheocc.occupancy.losses.rendering import (
     binary_entropy,
     conditional_semantic_loss,
@@ -26,8 +28,13 @@ from syntheocc.occupancy.losses.rendering import (
     silog_loss,
     total_variation,
 )
-from syntheocc.occupancy.losses.scal import geo_scal_loss, scal_loss, sem_scal_loss
-from syntheocc.occupancy.losses.voxels import class_balanced_bce, frequency_weights, weighted_cross_entropy
+from syntheocc.occupancy.losses.scal import geo_scal_loss, scal_loss, scene_scal_losses, sem_scal_loss
+from syntheocc.occupancy.losses.voxels import (
+    class_balanced_bce,
+    frequency_weights,
+    scene_cross_entropy,
+    weighted_cross_entropy,
+)
 
 __all__ = [
     "OCC3D_COUNTS",
@@ -40,6 +47,7 @@ __all__ = [
     "effective_number_weights",
     "free_space_loss",
     "frequency_weights",
+    "frustum_proportion_loss",
     "geo_scal_loss",
     "hit_loss",
     "log_frequency_weights",
@@ -49,8 +57,12 @@ __all__ = [
     "mass_before",
     "pairwise_mask_bce",
     "pairwise_mask_dice",
+    "relation_loss",
+    "relation_targets",
     "sampling_balance",
     "scal_loss",
+    "scene_cross_entropy",
+    "scene_scal_losses",
     "sem_scal_loss",
     "semantic_loss",
     "sigmoid_focal_loss",

@@ -27,10 +27,15 @@ def scal_loss(
     """
     target = target.to(probability.dtype)
     hit = (probability * target).sum(0)
-    positives = target.sum(0)
-    precision = _ratio(hit, probability.sum(0) * (positives > 0))
+    rest = ((1 - probability) * (1 - target)).sum(0)
+    return _from_sums(hit, rest, probability.sum(0), target.sum(0), (1 - target).sum(0))
+
+
+def _from_sums(hit: Tensor, rest: Tensor, mass: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+    """`scal_loss` of sums over the entries: p t, (1 - p) (1 - t), p, t and 1 - t."""
+    precision = _ratio(hit, mass * (positives > 0))
     recall = _ratio(hit, positives)
-    specificity = _ratio(((1 - probability) * (1 - target)).sum(0), (1 - target).sum(0))
+    specificity = _ratio(rest, negatives)
     return -(precision.log() + recall.log() + specificity.log())
 
 
@@ -70,3 +75,48 @@ def sem_scal_loss(
     present = target.any(-2).to(probabilities.dtype)
     losses = scal_loss(probabilities.movedim(-2, 0), target.movedim(-2, 0))
     return (losses * present).sum(-1) / present.sum(-1).clamp_min(1)
+
+
+def scene_scal_losses(
+    probabilities: Tensor,  # [B, C, ...]
+    labels: Tensor,  # [B, ...]
+    free: int,
+    ignore_index: int = 255,
+) -> tuple[Tensor, Tensor]:
+    """`geo_scal_loss` and `sem_scal_loss` of whole volumes with their classes in front, without copies of them.
+
+    All voxels of the batch count together. Every term is made of four sums a class, so that neither the known voxels
+    nor the classes' indicators are written out, and nothing waits for the device.
+
+    Args:
+        probabilities: float, a softmax over the classes.
+        labels: integers 0..C - 1 or `ignore_index`.
+        free: label of free.
+        ignore_index: entries with this label are dropped.
+
+    Returns:
+        Two scalars.
+    """
+    classes = probabilities.shape[1]
+    probabilities, labels = probabilities.flatten(2), labels.flatten(1)
+    known = labels != ignore_index
+    index = torch.where(known, labels.long(), 0)
+    own = torch.where(known, probabilities.gather(1, index[:, None])[:, 0], 0.0).double()  # [B, N]
+    # In double precision: what is left over is the small difference of sums over millions of voxels.
+    index, own = index.flatten(), own.flatten()
+    hit = own.new_zeros(classes).index_add(0, index, own)
+    positives = own.new_zeros(classes).index_add(0, index, known.flatten().to(own.dtype))
+    mass = torch.where(known[:, None], probabilities, 0.0).sum((0, 2), dtype=torch.float64)
+    number = positives.sum()
+    semantic = _from_sums(hit, number - mass - positives + hit, mass, positives, number - positives)
+    present = (positives > 0).to(semantic.dtype)
+    semantic = (semantic * present).sum() / present.sum().clamp_min(1)
+    # "Occupied" has the probability 1 - P(free), so that its sums are those of free, turned over.
+    geometric = _from_sums(
+        number - positives[free] - mass[free] + hit[free],
+        hit[free],
+        number - mass[free],
+        number - positives[free],
+        positives[free],
+    )
+    return geometric.to(probabilities.dtype), semantic.to(probabilities.dtype)

@@ -44,6 +44,21 @@ def weighted_cross_entropy(
     return functional.cross_entropy(logits, labels.long(), None if weights is None else weights.to(logits))
 
 
+def scene_cross_entropy(
+    logits: Tensor,  # [B, C, ...]
+    labels: Tensor,  # [B, ...]
+    weights: Tensor | None = None,  # [C]
+    ignore_index: int = 255,
+) -> Tensor:
+    """`weighted_cross_entropy` of whole volumes with their classes in front; nothing is copied nor waited for."""
+    weights = logits.new_ones(logits.shape[1]) if weights is None else weights.to(logits)
+    labels = labels.long()
+    total = functional.cross_entropy(logits, labels, weights, ignore_index=ignore_index, reduction="sum")
+    known = labels != ignore_index
+    share = torch.where(known, weights[torch.where(known, labels, 0)], 0.0).sum()
+    return total / torch.where(share > 0, share, 1.0)
+
+
 def class_balanced_bce(
     logits: Tensor,  # [N]
     labels: Tensor,  # [N]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from syntheocc.engine.dropout import Seeds, dropout
 from syntheocc.occupancy.perception.view_transform import CAMERA_NUMBERS
 
-__all__ = ["ASPP", "BasicBlock", "CameraGate", "DepthNet", "StereoReducer"]
+__all__ = ["ASPP", "BasicBlock", "CameraGate", "DepthNet", "StereoReducer", "conv_norm_relu"]
 
 
 class BasicBlock(nn.Module):
@@ -49,10 +49,10 @@ class ASPP(nn.Module):
     ):
         super().__init__()
         self.branches = nn.ModuleList(
-            _conv_norm_relu(channels, mid_channels, 1 if dilation == 1 else 3, dilation) for dilation in dilations
+            conv_norm_relu(channels, mid_channels, 1 if dilation == 1 else 3, dilation) for dilation in dilations
         )
-        self.pooled = _conv_norm_relu(channels, mid_channels, 1)
-        self.merge = _conv_norm_relu(mid_channels * (len(dilations) + 1), channels, 1)
+        self.pooled = conv_norm_relu(channels, mid_channels, 1)
+        self.merge = conv_norm_relu(mid_channels * (len(dilations) + 1), channels, 1)
         self.dropout = dropout
 
     def forward(self, x: Tensor, seeds: Seeds = None) -> Tensor:
@@ -66,16 +66,21 @@ class ASPP(nn.Module):
 
 
 class CameraGate(nn.Module):
-    """Channels opened and closed by what is known of the camera: an MLP, then squeeze-and-excitation."""
+    """Channels opened and closed by what is known of the camera: an MLP, then squeeze-and-excitation.
 
-    def __init__(self, channels: int):
+    Args:
+        channels: of the features.
+        numbers: how many numbers describe a camera.
+    """
+
+    def __init__(self, channels: int, numbers: int = CAMERA_NUMBERS):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(CAMERA_NUMBERS, channels), nn.ReLU(), nn.Linear(channels, channels))
+        self.mlp = nn.Sequential(nn.Linear(numbers, channels), nn.ReLU(), nn.Linear(channels, channels))
         self.reduce = nn.Conv2d(channels, channels, 1)
         self.expand = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, cameras: Tensor) -> Tensor:
-        """Features [N, C, h, w] and cameras [N, 27] to gated features."""
+        """Features [N, C, h, w] and cameras [N, numbers] to gated features."""
         gate = self.expand(F.relu(self.reduce(self.mlp(cameras)[..., None, None])))
         return x * gate.sigmoid()
 
@@ -130,7 +135,7 @@ class DepthNet(nn.Module):
     ):
         super().__init__()
         self.bins = bins
-        self.reduce = _conv_norm_relu(in_channels, mid_channels, 3, bias=True)
+        self.reduce = conv_norm_relu(in_channels, mid_channels, 3, bias=True)
         self.camera_norm = nn.BatchNorm1d(CAMERA_NUMBERS)
         self.context_gate = CameraGate(mid_channels)
         self.depth_gate = CameraGate(mid_channels)
@@ -166,9 +171,10 @@ class DepthNet(nn.Module):
         return context, self.depth(self.aspp(self.depth_blocks(depth), seeds))
 
 
-def _conv_norm_relu(
+def conv_norm_relu(
     in_channels: int, channels: int, kernel: int, dilation: int = 1, bias: bool = False
 ) -> nn.Sequential:
+    """A convolution that keeps the size, a batch norm and a ReLU."""
     padding = dilation * (kernel // 2)
     conv = nn.Conv2d(in_channels, channels, kernel, padding=padding, dilation=dilation, bias=bias)
     return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())

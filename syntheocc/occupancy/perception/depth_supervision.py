@@ -3,14 +3,16 @@
 Legend: B samples, V views, R points, D depth bins, h w feature map (specs/occflownet_splattingocc.md 2.2, V17).
 """
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from syntheocc.occupancy.perception.view_transform import DepthBins, LiftCameras
+from syntheocc.occupancy.perception.view_transform import LiftCameras
 from syntheocc.occupancy.rendering.rays import RayLabels
 
-__all__ = ["depth_bin_loss", "nearest_depths", "ray_depths"]
+__all__ = ["LabelledBins", "depth_bin_loss", "nearest_depths", "ray_depths"]
 
 
 def nearest_depths(
@@ -62,7 +64,20 @@ def ray_depths(rays: RayLabels, cameras: LiftCameras, image_size: tuple[int, int
     return nearest_depths(moved, depth, images, batch * views, image_size, stride).unflatten(0, (batch, views))
 
 
-def depth_bin_loss(logits: Tensor, depth: Tensor, bins: DepthBins) -> Tensor:
+class LabelledBins(Protocol):
+    """Depth bins of any widths."""
+
+    @property
+    def number(self) -> int:
+        """D."""
+        ...
+
+    def index(self, depth: Tensor) -> Tensor:
+        """The bin of depths in metres, int64; -1 outside."""
+        ...
+
+
+def depth_bin_loss(logits: Tensor, depth: Tensor, bins: LabelledBins) -> Tensor:
     """Binary cross entropy of the depth distribution against the bin of the lidar's depth.
 
     The sum over bins and over cells with a depth inside the bins, divided by the number of these cells; in float32.

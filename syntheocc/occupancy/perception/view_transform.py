@@ -40,7 +40,7 @@ class DepthBins:
     """Equally wide depth bins; bin k reaches from ``near + k * step`` to the next, and is lifted at its near end.
 
     Raises:
-        ValueError: no bin, or a depth or width that is not positive.
+        ValueError: no bin, a negative depth or a width that is not positive.
     """
 
     near: float = 1.0
@@ -48,7 +48,7 @@ class DepthBins:
     step: float = 0.5
 
     def __post_init__(self):
-        if not 0 < self.near < self.far or not self.step > 0:
+        if not 0 <= self.near < self.far or not self.step > 0:
             raise ValueError(f"depth bins go from near to far in positive steps (metres), got {self}")
 
     @property

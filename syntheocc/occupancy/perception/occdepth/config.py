@@ -61,6 +61,8 @@ class OccDepthConfig:
     """Strides of the feature maps that are lifted; their volumes are summed."""
     sampling: Sampling = "bilinear"
     """How a voxel's features are read: "nearest" is the published integer pixel."""
+    pattern: int = 0
+    """Pixels around a voxel's own that are averaged, one of `lifting.PATTERNS`; all published models have 0."""
     view_fusion: ViewFusion = "similarity"
     """"similarity" weighs voxels seen twice by 1 + cos of their features and those seen once by 1; "cosine" is the
     published weight: cos itself, which may be negative, and 1/2."""
@@ -147,6 +149,8 @@ class OccDepthConfig:
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} is one of {', '.join(get_args(kind))}; got {getattr(self, name)!r}")
+        if not 0 <= self.pattern <= 8:
+            raise ValueError(f"pattern must be 0 to 8, got {self.pattern}")
         if self.num_relations not in (2, 4):
             raise ValueError(f"num_relations must be 2 or 4, got {self.num_relations}")
 
