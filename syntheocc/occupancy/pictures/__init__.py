@@ -12,6 +12,10 @@ are needed, so that this package costs the lightweight one nothing.
 | `above`          | bird's-eye views                                                  |
 | `oblique`        | solid voxels in 3D (`viewpoint`: from where, `faces`: what shows) |
 | `camera_views`   | the grid in the cameras, over the photographs                     |
+| `mesh`           | the surface as a mesh, also in files                              |
+| `mesh_view`      | the surface as a smooth skin in 3D                                |
+| `wires`          | where cameras stand and what they see                             |
+| `completion`     | scene completion: pictures, prediction, truth                     |
 | `rendered_views` | rendered depth and classes, beside the lidar's                    |
 | `comparison`     | prediction, ground truth, errors                                  |
 | `animation`      | a scene frame by frame                                            |
@@ -41,6 +45,9 @@ from syntheocc.occupancy.pictures.colors import (
     panoptic_colors,
 )
 from syntheocc.occupancy.pictures.comparison import comparison_picture
+from syntheocc.occupancy.pictures.completion import STREET_VIEW, completion_colors, completion_sheet
+from syntheocc.occupancy.pictures.mesh import Mesh, save_ply, surface_mesh
+from syntheocc.occupancy.pictures.mesh_view import mesh_picture
 from syntheocc.occupancy.pictures.oblique import oblique_picture
 from syntheocc.occupancy.pictures.rendered_views import depth_picture, rendered_views
 from syntheocc.occupancy.pictures.sheets import (
@@ -54,20 +61,26 @@ from syntheocc.occupancy.pictures.sheets import (
 )
 from syntheocc.occupancy.pictures.tracks import InstanceTracks
 from syntheocc.occupancy.pictures.viewpoint import Viewpoint
+from syntheocc.occupancy.pictures.wires import camera_wires, seen_by
 
 __all__ = [
     "BACKGROUND",
     "ERROR_COLORS",
     "InstanceTracks",
+    "Mesh",
+    "STREET_VIEW",
     "UNKNOWN_COLOR",
     "Viewpoint",
     "VoxelColors",
     "as_picture",
     "bev_picture",
     "camera_overlays",
+    "camera_wires",
     "class_colors",
     "class_legend",
     "comparison_picture",
+    "completion_colors",
+    "completion_sheet",
     "condition_pictures",
     "contact_sheet",
     "depth_picture",
@@ -75,6 +88,7 @@ __all__ = [
     "instance_color",
     "labelled",
     "legend",
+    "mesh_picture",
     "oblique_picture",
     "overlay",
     "palette_picture",
@@ -83,8 +97,11 @@ __all__ = [
     "resized",
     "save_animation",
     "save_picture",
+    "save_ply",
+    "seen_by",
     "shaded",
     "strip",
+    "surface_mesh",
     "tiled",
     "with_legend",
 ]

@@ -15,12 +15,13 @@ from syntheocc.occupancy.pictures.colors import VoxelColors, class_colors
 from syntheocc.occupancy.pictures.ego_car import CAR_SPEC, car2ego_of, car_colors
 from syntheocc.occupancy.pictures.faces import Faces, face_depths, facing_faces, paint_faces
 from syntheocc.occupancy.pictures.viewpoint import View, Viewpoint
+from syntheocc.occupancy.pictures.wires import draw_wires
 from syntheocc.occupancy.transforms import invert_rigid, rigid_transform
 
 if TYPE_CHECKING:
     from syntheocc.occupancy.grids import OccupancyGrid
 
-__all__ = ["PAPER", "oblique_picture"]
+__all__ = ["PAPER", "averaged", "fitted_view", "light_on", "oblique_picture", "openness"]
 
 PAPER = (255, 255, 255)
 # Sunlight from the viewer's upper left, and how much of the light is the sky's.
@@ -51,6 +52,7 @@ def oblique_picture(
     occlusion: bool = True,
     supersample: int = 2,
     background: tuple[int, int, int] = PAPER,
+    wires: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw a grid in three dimensions, headless, on the CPU.
 
@@ -70,6 +72,7 @@ def oblique_picture(
         occlusion: darken faces before which other voxels stand.
         supersample: pixels along each side that make one of the picture.
         background: RGB.
+        wires: [S, 2, 3] ends of line segments to draw, metres in ego (`camera_wires`); voxels hide them.
 
     Returns:
         uint8 [height, width, 3].
@@ -93,11 +96,7 @@ def oblique_picture(
     drawn = shown.drawn if below is None else shown.drawn & (ego_heights(grid) < below)
     car2ego = _car2ego(grid, ego, drawn)
     size = (height * supersample, width * supersample)
-    ends = _ends(*_extent(grid.spec, drawn if fit == "drawn" else None)) @ grid2ego[:3, :3].T + grid2ego[:3, 3]
-    if car2ego is not None:  # KITTI's grid begins ahead of it
-        car_ends = _ends(np.array(CAR_SPEC.lower), np.array(CAR_SPEC.upper))
-        ends = np.concatenate([ends, car_ends @ car2ego[:3, :3].T + car2ego[:3, 3]])
-    fitted = view.fitted(ends, *size)
+    fitted = fitted_view(grid, view, *size, drawn if fit == "drawn" else None, car2ego)
     layer = _Layer(shown._replace(drawn=drawn), grid.spec, grid2ego, fitted, size, occlusion)
     picture = layer.picture(background, lines)
     if car2ego is not None:
@@ -111,7 +110,35 @@ def oblique_picture(
             window = slice(top, rows.max() + 2), slice(left, columns.max() + 2)
             rows, columns = rows[nearer], columns[nearer]
             picture[rows, columns] = car.picture(background, lines, window)[rows - top, columns - left]
-    return _averaged(picture, supersample)
+    if wires is not None:
+        draw_wires(picture, fitted, wires, layer.depth, supersample)
+    return averaged(picture, supersample)
+
+
+def fitted_view(
+    grid: OccupancyGrid,
+    view: Viewpoint,
+    height: int,
+    width: int,
+    drawn: np.ndarray | None = None,
+    car2ego: np.ndarray | None = None,
+) -> View:
+    """The view in which a grid fills a picture.
+
+    Args:
+        grid: the grid.
+        view: from where.
+        height: of the picture, pixels.
+        width: of the picture, pixels.
+        drawn: bool [X, Y, Z], what is to fill it instead of the whole grid.
+        car2ego: [4, 4], a car that is to be seen too (KITTI's grid begins ahead of it).
+    """
+    grid2ego = grid.grid2ego.numpy()
+    ends = _ends(*_extent(grid.spec, drawn)) @ grid2ego[:3, :3].T + grid2ego[:3, 3]
+    if car2ego is not None:
+        car_ends = _ends(np.array(CAR_SPEC.lower), np.array(CAR_SPEC.upper))
+        ends = np.concatenate([ends, car_ends @ car2ego[:3, :3].T + car2ego[:3, 3]])
+    return view.fitted(ends, height, width)
 
 
 def ego_heights(grid: OccupancyGrid) -> np.ndarray:
@@ -139,12 +166,13 @@ class _Layer:
         self.spec, self.grid2ego, self.view = spec, grid2ego, view
         self.faces = facing_faces(shown.drawn, spec, grid2ego, view)
         self.face = paint_faces(self.faces, spec, grid2ego, view, *size)
-        light = _light(grid2ego, view)[self.faces.side]
+        normals = np.stack([sign * grid2ego[:3, axis] for axis in range(3) for sign in (-1, 1)])
+        light = light_on(normals, view)[self.faces.side]
         if occlusion:
             seen = np.zeros(len(self.faces) + 1, bool)
             seen[self.face.ravel()] = True  # -1, nothing, marks the spare entry at the end
             seen = np.flatnonzero(seen[:-1])
-            light[seen] *= _openness(shown.drawn, self.faces, seen, spec)
+            light[seen] *= openness(shown.drawn, self.faces, seen, spec)
         x, y, z = self.faces.voxel.T
         self.base = shown.colors[x, y, z]
         self.colors = np.rint(self.base * light[:, None]).clip(0, 255).astype(np.uint8)
@@ -200,15 +228,14 @@ def _borders(number: np.ndarray) -> np.ndarray:
     return border
 
 
-def _light(grid2ego: np.ndarray, view: View) -> np.ndarray:
-    """Light that falls on each side, float64 [6] as `Faces.side` numbers them; 1 on a level roof."""
+def light_on(normals: np.ndarray, view: View) -> np.ndarray:
+    """Light that falls on faces with these outward normals [N, 3] in ego, float64 [N]; 1 on a level roof."""
     right = view.axes[0]
     sun = _SUN[0] * right + _SUN[1] * np.array([0, 0, 1.0]) + _SUN[2] * np.cross([0, 0, 1.0], right)
-    normals = np.stack([sign * grid2ego[:3, axis] for axis in range(3) for sign in (-1, 1)])
     return (_SKY + (1 - _SKY) * (normals @ sun).clip(0)) / (_SKY + (1 - _SKY) * _SUN[1])
 
 
-def _openness(drawn: np.ndarray, faces: Faces, chosen: np.ndarray, spec: GridSpec) -> np.ndarray:
+def openness(drawn: np.ndarray, faces: Faces, chosen: np.ndarray, spec: GridSpec) -> np.ndarray:
     """Share of light [len(chosen)] that reaches faces past the voxels in a box before them."""
     total = np.zeros([n + 1 for n in drawn.shape], np.int32)
     total[1:, 1:, 1:] = drawn.cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32).cumsum(2, dtype=np.int32)
@@ -267,7 +294,7 @@ def _ends(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), -1).reshape(-1, 3)
 
 
-def _averaged(picture: np.ndarray, side: int) -> np.ndarray:
+def averaged(picture: np.ndarray, side: int) -> np.ndarray:
     """Means over blocks of side x side pixels."""
     if side == 1:
         return picture

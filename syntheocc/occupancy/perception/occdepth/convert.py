@@ -1,8 +1,8 @@
 """Released OccDepth checkpoints (PyTorch Lightning) under our names.
 
 The names are those of specs/occdepth.md 4. Three kinds of tensors in a checkpoint have no place here, because the
-published network carries them without using them: the norm behind the encoder's last convolution, the decoder's output of
-stride 16, and the pooling layers of bottlenecks that do not pool. Everything else must fit, one to one.
+published network carries them without using them: the norm behind the encoder's last convolution, the decoder's
+output of stride 16, and the pooling layers of bottlenecks that do not pool. Everything else must fit, one to one.
 
 A Lightning checkpoint also pickles its callbacks and settings by class. They are never imported: whatever is not a
 tensor or plain data becomes an empty stand-in, and only the tensors are looked at.
