@@ -38,6 +38,7 @@ __all__ = [
     "read_depth",
     "read_nyuv2",
     "read_nyuv2_frame",
+    "read_nyuv2_frames",
     "read_nyuv2_pose",
     "read_nyuv2_targets",
     "read_nyuv2_voxels",
@@ -228,6 +229,21 @@ def read_nyuv2_frame(path: str | os.PathLike) -> Frame:
         occupancy_path=path,
         extras={"depth": depth} if depth.is_file() else {},
     )
+
+
+def read_nyuv2_frames(root: str | os.PathLike, split: str = "train") -> list[Frame]:
+    """The frames of `<root>/NYUtrain` or `<root>/NYUtest` (also below `depthbin/`), in order of their names.
+
+    Raises:
+        ValueError: no such folder, no `.bin` in it, or a damaged header.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"NYUv2's splits are train and test, which also validates; got {split!r}")
+    folders = [Path(root) / f"NYU{split}", Path(root) / "depthbin" / f"NYU{split}"]
+    found = next((sorted(folder.glob("*.bin")) for folder in folders if folder.is_dir()), None)
+    if not found:
+        raise ValueError(f"{folders[0]}: {'no such folder' if found is None else 'no .bin in it'}; give NYUv2's root")
+    return [read_nyuv2_frame(path) for path in found]
 
 
 def read_depth(path: str | os.PathLike) -> np.ndarray:

@@ -36,11 +36,14 @@ from syntheocc.occupancy.transforms import (
 )
 
 __all__ = [
+    "CAM2BODY",
+    "CAM2EGO_AXES",
     "INDEX_RULES",
     "INTRINSICS",
     "TartanAirVoxels",
     "classes_of_segments",
     "export_voxels",
+    "grid2ego",
     "levelled",
     "read_depth",
     "read_poses",
@@ -58,8 +61,8 @@ IMAGE_SIZE = (480, 640)
 INDEX_RULES = ("rint", "floor")
 
 # Camera axes to the body's north-east-down ones (x forward, y right, z down), and to ego's.
-_CAM2BODY = torch.tensor([[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]], dtype=torch.float64)
-_CAM2EGO_AXES = torch.tensor([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=torch.float64)
+CAM2BODY = torch.tensor([[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]], dtype=torch.float64)
+CAM2EGO_AXES = torch.tensor([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=torch.float64)
 
 _SEGMENTS = {
     "ceiling": (22, 147),
@@ -160,7 +163,7 @@ def levelled(body2world: Tensor) -> Tensor:
     yaw = math.atan2(float(body2world[1, 0]), float(body2world[0, 0]))
     level = rotation_z(-yaw) @ body2world
     level[:3, 3] = 0.0
-    return _CAM2BODY.T @ level @ _CAM2BODY
+    return CAM2BODY.T @ level @ CAM2BODY
 
 
 def export_voxels(
@@ -181,7 +184,7 @@ def export_voxels(
     if depth.shape != segments.shape or depth.ndim != 2:
         raise ValueError(f"depth {list(depth.shape)} and segments {list(segments.shape)} are both [H, W]")
     cam2grid = levelled(body2world)
-    camera = Camera(intrinsics, _CAM2EGO_AXES @ cam2grid, *depth.shape)
+    camera = Camera(intrinsics, CAM2EGO_AXES @ cam2grid, *depth.shape)
     rows, columns = np.nonzero(np.isfinite(depth) & (depth > 0))
     rays = camera.pixel_rays(torch.from_numpy(np.stack([columns, rows], 1).astype(np.float64)))
     metres = torch.from_numpy(depth[rows, columns].astype(np.float64))
@@ -194,7 +197,7 @@ def export_voxels(
     votes = np.bincount(place * num_classes + classes, minlength=len(hit) * num_classes)
     labels = np.zeros(TARTANAIR.spec.shape, np.uint8)
     labels.ravel()[hit] = votes.reshape(-1, num_classes).argmax(1)
-    return TartanAirVoxels(OccupancyGrid(labels, *TARTANAIR, _grid2ego(index_rule)), camera)
+    return TartanAirVoxels(OccupancyGrid(labels, *TARTANAIR, grid2ego(index_rule)), camera)
 
 
 def read_tartanair(path: str | os.PathLike, index_rule: str = "rint") -> TartanAirVoxels:
@@ -218,9 +221,9 @@ def read_tartanair(path: str | os.PathLike, index_rule: str = "rint") -> TartanA
         if origin.shape != (3,) or not np.allclose(origin, TARTANAIR.spec.lower, atol=1e-4):
             raise ValueError(f"vox_origin {origin.tolist()}, want {list(TARTANAIR.spec.lower)}")
         labels = np.asarray(content["target_1_1"])
-        grid = OccupancyGrid(labels.astype(np.uint8), *TARTANAIR, _grid2ego(index_rule))
+        grid = OccupancyGrid(labels.astype(np.uint8), *TARTANAIR, grid2ego(index_rule))
         cam2grid = invert_rigid(_matrix(content["T_velo_2_cam"]))
-        camera = Camera(content["cam_k"], _CAM2EGO_AXES @ cam2grid, *IMAGE_SIZE)
+        camera = Camera(content["cam_k"], CAM2EGO_AXES @ cam2grid, *IMAGE_SIZE)
     return TartanAirVoxels(grid, camera)
 
 
@@ -232,7 +235,7 @@ def write_tartanair(voxels: TartanAirVoxels, path: str | os.PathLike) -> None:
             f"{path}: TartanAir's voxels are {TARTANAIR.spec} with the classes of 'tartanair'; the grid is "
             f"{grid.spec} with {grid.taxonomy.name!r}; resample or map it first"
         )
-    grid2cam = camera.ego2cam @ _CAM2EGO_AXES
+    grid2cam = camera.ego2cam @ CAM2EGO_AXES
     labels = grid.labels.cpu().numpy()
     lower, edge = TARTANAIR.spec.lower, TARTANAIR.spec.voxel_size[0]
     x, y, z = (n // 4 for n in TARTANAIR.spec.shape)
@@ -270,10 +273,11 @@ def _indexing(index_rule: str) -> GridSpec:
     return GridSpec((x, y, z), spec.voxel_size, spec.shape, spec.frame)
 
 
-def _grid2ego(index_rule: str) -> Tensor:
+def grid2ego(index_rule: str) -> Tensor:
+    """From the grid's camera axes to ego, the half voxel of a rule included: float64 [4, 4]."""
     shift = torch.eye(4, dtype=torch.float64)
     shift[:3, 3] = torch.tensor(_indexing(index_rule).lower) - torch.tensor(TARTANAIR.spec.lower)
-    return _CAM2EGO_AXES @ shift
+    return CAM2EGO_AXES @ shift
 
 
 def _in_view(spec: GridSpec, grid2cam: Tensor, camera: Camera) -> np.ndarray:

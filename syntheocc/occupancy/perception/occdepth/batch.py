@@ -34,7 +34,8 @@ class StereoBatch:
 
     images: Tensor
     """float32 [B, I, 3, H, W] RGB, normalised by ImageNet's mean and deviation; left, then right. I is V, or 1 beside
-    V = 2: then the second view is a virtual one (`virtual`), whose features are made of the first's and `depth`."""
+    V = 2: then the second view is a virtual one (`virtual`), whose features are made of the first's and `depth`. In
+    memory the channels come last."""
     velo2img: Tensor
     """float64 [B, V, 4, 4]: from the grid's frame (metres) to (u*z, v*z, z, 1) pixels of the network's input; an
     integer pixel is a pixel's centre. Horizontal flips of the picture are in it: u becomes W - 1 - u."""
@@ -121,5 +122,10 @@ def collate(samples: Sequence[StereoBatch]) -> StereoBatch:
                         f"sample {sample.tokens[0]}: {f.name} is {list(part.shape[1:])}, that of "
                         f"{samples[0].tokens[0]} {list(parts[0].shape[1:])}; batch one data set"
                     )
-            values[f.name] = torch.cat(parts)
+            values[f.name] = _cat_images(parts) if f.name == "images" else torch.cat(parts)
     return StereoBatch(**values)
+
+
+def _cat_images(images: Sequence[Tensor]) -> Tensor:
+    """[B, I, 3, H, W] of images, channels last in memory as they came."""
+    return torch.cat([image.permute(0, 1, 3, 4, 2) for image in images]).permute(0, 1, 4, 2, 3)
