@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `syntheocc` command; returns the exit status."""
     import tyro
 
-    from syntheocc.commands import demo, evaluate, generate, mpi, occupancy, world
+    from syntheocc.commands import demo, evaluate, generate, infos, mpi, occupancy, world
 
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["occupancy"]:
@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "mpi": (mpi.MPIConfig, mpi.run),
         "generate": (generate.GenerateConfig, generate.run),
         "world": (world.WorldConfig, world.run),
+        "infos": (infos.InfosConfig, infos.run),
         "evaluate": (evaluate.EvaluateConfig, evaluate.run),
         "occupancy": (occupancy.OccupancyCommands, lambda _: occupancy.main([])),
     }

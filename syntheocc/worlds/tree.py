@@ -6,7 +6,7 @@ appears by rename, and nothing depends on who wrote it or in which order.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,30 +22,22 @@ from syntheocc.engine.files import (
     read_json,
 )
 from syntheocc.occupancy.data.frames import Frame
-from syntheocc.occupancy.data.infos_writing import write_infos
+from syntheocc.occupancy.data.infos_from_tables import frames_for_infos
 from syntheocc.occupancy.data.lidar import write_lidar
-from syntheocc.occupancy.data.nuscenes import TABLE_NAMES, write_tables
-from syntheocc.occupancy.data.nuscenes_frames import read_nuscenes
-from syntheocc.occupancy.data.occupancy_files import occupancy_path
+from syntheocc.occupancy.data.nuscenes import TABLE_NAMES, read_tables, write_tables
+from syntheocc.occupancy.data.split_infos import write_split_infos
+from syntheocc.occupancy.data.sweeps import CAMERA_SWEEPS, LIDAR_SWEEPS
 from syntheocc.occupancy.transforms import transform_points
 from syntheocc.worlds.accumulate import Accumulation
 from syntheocc.worlds.table_rows import Seen, map_filename, scene_rows
 from syntheocc.worlds.taxonomy import WORLD_TAXONOMY
 from syntheocc.worlds.timeline import LIDAR, Reading, key_frame, readings
-from syntheocc.worlds.tree_labels import LABEL_ROOTS, write_labels
+from syntheocc.worlds.tree_labels import write_labels
 from syntheocc.worlds.visibility import visible_shares
 
-__all__ = ["INFO_FILES", "TreeOptions", "finish_tree", "is_complete", "part_path", "write_scene"]
+__all__ = ["TreeOptions", "finish_tree", "is_complete", "part_path", "write_scene"]
 
 PARTS = "world"
-# Style of the infos -> file name; mmdetection3d 1.0's has the name that most programs ask for.
-INFO_FILES = {
-    "mmdet3d_v1.0": "nuscenes_infos_{split}.pkl",
-    "mmdet3d_v1.1": "nuscenes_infos_{split}_v1.1.pkl",
-    "sweep": "nuscenes_infos_{split}_sweep.pkl",
-    "bevdet": "bevdetv2-nuscenes_infos_{split}.pkl",
-    "openoccupancy": "nuscenes_occ_infos_{split}.pkl",
-}
 LIDAR_TASKS = ("lidarseg", "panoptic")
 
 
@@ -161,7 +153,7 @@ def finish_tree(root: Path, options: TreeOptions = TreeOptions()) -> list[Frame]
         options: what the scenes were written with.
 
     Returns:
-        All key frames, as `read_nuscenes` gives them.
+        All key frames, in the order of the sample table.
 
     Raises:
         ValueError: there is no complete scene.
@@ -179,21 +171,9 @@ def finish_tree(root: Path, options: TreeOptions = TreeOptions()) -> list[Frame]
     for task in LIDAR_TASKS:
         atomic_write_json(folder / f"{task}.json", list(merged.get(task, {}).values()), indent=0)
     split_of = {part["rows"]["scene"][0]["name"]: part["split"] for part in parts}
-    frames = read_nuscenes(root, options.version)
-    for split in sorted(set(split_of.values())):
-        members = [frame for frame in frames if split_of[frame.scene] == split]
-        for style, name in INFO_FILES.items():
-            chosen = [_with_labels(frame, style, index) for index, frame in enumerate(members)]
-            write_infos(root / name.format(split=split), chosen, style, root, options.version)
-    return frames
-
-
-def _with_labels(frame: Frame, style: str, index: int) -> Frame:
-    """The frame with the label file that an info style names, relative to the data root."""
-    if style not in ("bevdet", "openoccupancy"):
-        return frame
-    kind = "occ3d" if style == "bevdet" else "openoccupancy"
-    path = occupancy_path(Path(LABEL_ROOTS[kind]), frame, kind)
-    # Occ3D's users add the file's name themselves.
-    path = path.parent if kind == "occ3d" else path
-    return replace(frame, occupancy_path=path, extras={**frame.extras, "frame_idx": index})
+    tables = read_tables(root, options.version)
+    by_split = frames_for_infos(tables, split_of, {"lidar": LIDAR_SWEEPS, "camera": CAMERA_SWEEPS})
+    for split, members in sorted(by_split.items()):
+        write_split_infos(root, split, members, options.version)
+    order = {row["token"]: index for index, row in enumerate(tables.table("sample"))}
+    return sorted((frame for members in by_split.values() for frame in members), key=lambda frame: order[frame.token])

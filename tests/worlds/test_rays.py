@@ -9,6 +9,7 @@ from syntheocc.occupancy.data.infos import read_infos
 from syntheocc.occupancy.data.lidarseg import LIDARSEG_NAMES, LidarReader, lidarseg_names
 from syntheocc.occupancy.data.nuscenes import read_tables
 from syntheocc.occupancy.data.nuscenes_frames import read_nuscenes
+from syntheocc.occupancy.data.split_infos import info_file
 from syntheocc.occupancy.grids import OCC3D_NUSCENES
 from syntheocc.occupancy.perception.cached import CachedFrames, FrameStore, store_frames
 from syntheocc.occupancy.perception.dataset import OccupancyFrames, Sampling, collate
@@ -21,7 +22,7 @@ from syntheocc.occupancy.rendering.motion import warp_points
 from syntheocc.occupancy.rendering.raycast import cast_rays
 from syntheocc.worlds.drives import drive_of
 from syntheocc.worlds.scene import make_scene
-from syntheocc.worlds.tree import INFO_FILES, finish_tree, write_scene
+from syntheocc.worlds.tree import finish_tree, write_scene
 
 SPEC, FREE = OCC3D_NUSCENES.spec, OCC3D_NUSCENES.taxonomy.free
 RAYS = RayConfig(frame_offsets=(-1, 0, 1))
@@ -93,7 +94,7 @@ def test_files_tables_infos_and_memory_give_the_same_rays(root, frames, store):
     batch.rays.check()
     batch.motion.check()
     assert torch.bincount(batch.rays.frames).min() > 3000 and len(batch.motion) > 20
-    infos = read_infos(root / INFO_FILES["bevdet"].format(split="train"), root)
+    infos = read_infos(root / info_file("bevdet", "train"), root)
     from_infos = dataset([replace(frame, scene=frames[0].scene) for frame in infos], root).sample(infos[1])
     # These infos hold boxes that lidar points hit, in another precision.
     assert_alike(batch.rays, from_infos.rays, 0.02)

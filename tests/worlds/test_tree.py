@@ -16,6 +16,7 @@ from syntheocc.occupancy.data.nuscenes import TABLE_NAMES, read_tables
 from syntheocc.occupancy.data.nuscenes_frames import read_nuscenes
 from syntheocc.occupancy.data.occ3d import read_occ3d
 from syntheocc.occupancy.data.occupancy_files import occupancy_path, read_occupancy
+from syntheocc.occupancy.data.split_infos import INFO_FILES, info_file
 from syntheocc.occupancy.transforms import invert_rigid, transform_points
 from syntheocc.worlds.camera_images import render_view
 from syntheocc.worlds.labels import exact_labels
@@ -23,8 +24,8 @@ from syntheocc.worlds.scene import make_scene
 from syntheocc.worlds.table_rows import visibility_token
 from syntheocc.worlds.taxonomy import LIDARSEG_NAMES, LIDARSEG_TO_WORLD, WORLD_TAXONOMY
 from syntheocc.worlds.timeline import key_frame, readings
-from syntheocc.worlds.tree import INFO_FILES, finish_tree, is_complete, part_path, write_scene
-from syntheocc.worlds.tree_labels import LABEL_ROOTS, PANOPTIC_ROOT, panoptic_instances
+from syntheocc.worlds.tree import finish_tree, is_complete, part_path, write_scene
+from syntheocc.worlds.tree_labels import LABEL_ROOTS, PANOPTIC_ROOT
 from syntheocc.worlds.visibility import visible_shares
 
 FRAMES = 2
@@ -80,7 +81,7 @@ class TestTables:
 
     @pytest.mark.parametrize("style", INFO_FILES)
     def test_infos_agree_with_the_tables(self, root, frames, style):
-        infos = read_infos(root / INFO_FILES[style].format(split="train"), root)
+        infos = read_infos(root / info_file(style, "train"), root)
         assert [info.token for info in infos] == [frame.token for frame in frames]
         for info, frame in zip(infos, frames, strict=True):
             assert info.extras["style"] == style
@@ -245,13 +246,6 @@ class TestAcrossModalities:
 
 def test_visibility_levels():
     assert [visibility_token(share) for share in (0.0, 0.39, 0.4, 0.6, 0.79, 0.8, 1.0)] == list("1123344")
-
-
-def test_instances_are_numbered_densely():
-    sparse = torch.tensor([0, 7, 7, 300, 0]).reshape(5, 1, 1)
-    assert panoptic_instances(sparse).flatten().tolist() == [0, 1, 1, 2, 0]
-    with pytest.raises(ValueError, match="300"):
-        panoptic_instances(torch.arange(301).reshape(301, 1, 1))
 
 
 class TestReadings:

@@ -7,7 +7,7 @@ poses out moves a camera by up to 0.4 m.
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ from syntheocc.occupancy.data.nuscenes import CATEGORY_TO_DETECTION, NuScenesTab
 from syntheocc.occupancy.data.sweeps import camera_sweeps, lidar_sweeps, poses_of, table_numbers
 from syntheocc.occupancy.transforms import invert_rigid, poses_from_quaternions, quaternion_from_rotation
 
-__all__ = ["frames_from_tables", "read_nuscenes", "write_nuscenes"]
+__all__ = ["frame_of_sample", "frames_from_tables", "read_nuscenes", "write_nuscenes"]
 
 LIDAR = "LIDAR_TOP"
 # File name as the tables spell it, channel -> path, and where was looked in vain.
-_Locate = Callable[[str, str], tuple[Path, list[Path]]]
+Locate = Callable[[str, str], tuple[Path, list[Path]]]
 
 
 def read_nuscenes(
@@ -75,7 +75,7 @@ def frames_from_tables(
     wanted: Callable[[dict], bool] | None = None,
     cameras: Sequence[str] = NUSCENES_CAMERAS,
     unreadable: dict[str, str] | None = None,
-    with_sweeps: Collection[str] = (),
+    sweeps: Mapping[str, int] = {},  # noqa: B006 (read only)
     locate_files: bool = True,
 ) -> list[Frame]:
     """The frames of the sample rows for which `wanted(row)` holds; see `read_nuscenes`.
@@ -85,26 +85,36 @@ def frames_from_tables(
         wanted: which rows of the sample table; all when left out.
         cameras: the cameras that every frame must have, in view order.
         unreadable: where a sample that is no valid frame goes (token -> reason); left out, it is an error.
-        with_sweeps: "lidar" puts `lidar_sweeps` into the frames' extras, "camera" `camera_sweeps` (`data.sweeps`).
+        sweeps: how many sweeps to list: "lidar" puts `lidar_sweeps` into the frames' extras, "camera" `camera_sweeps`
+            (`data.sweeps`).
         locate_files: look for the files; else they are taken to lie where the tables say, below the root.
     """
-    locate: _Locate = ImageLocator(tables.root) if locate_files else lambda given, _: (tables.root / given, [])
+    locate: Locate = ImageLocator(tables.root) if locate_files else lambda given, _: (tables.root / given, [])
     frames = []
     for sample in tables.table("sample"):
         if wanted is None or wanted(sample):
             token = str(sample.get("token", "without token"))
             with about(f"{tables.folder}, sample {token}", token, unreadable):
-                frames.append(_frame(tables, locate, sample, cameras, with_sweeps))
+                frames.append(frame_of_sample(tables, locate, sample, cameras, sweeps))
     return frames
 
 
-def _frame(
+def frame_of_sample(
     tables: NuScenesTables,
-    path_of: _Locate,
+    path_of: Locate,
     sample: dict,
     cameras: Sequence[str],
-    with_sweeps: Collection[str] = (),
+    sweeps: Mapping[str, int] = {},  # noqa: B006 (read only)
 ) -> Frame:
+    """The frame of one row of the sample table; the arguments are those of `frames_from_tables`.
+
+    Args:
+        tables: where it comes from.
+        path_of: file name as the tables spell it, channel -> path, and where was looked for it in vain.
+        sample: the row.
+        cameras: the cameras that it must have, in view order.
+        sweeps: "lidar", "camera" -> how many sweeps to list.
+    """
     token = tables.field("sample", sample, "token")
     data = tables.key_data.get(token, {})
     absent = [name for name in (LIDAR, *cameras) if name not in data]
@@ -137,10 +147,10 @@ def _frame(
         "camera_ego2global": {name: poses[1 + i] for i, name in enumerate(cameras)},
         "searched": searched,
     }
-    if "lidar" in with_sweeps:
-        extras["lidar_sweeps"] = lidar_sweeps(tables, data[LIDAR])
-    if "camera" in with_sweeps:
-        extras["camera_sweeps"] = camera_sweeps(tables, {name: data[name] for name in cameras})
+    if sweeps.get("lidar"):
+        extras["lidar_sweeps"] = lidar_sweeps(tables, data[LIDAR], sweeps["lidar"])
+    if sweeps.get("camera"):
+        extras["camera_sweeps"] = camera_sweeps(tables, {name: data[name] for name in cameras}, sweeps["camera"])
     return Frame(
         token=token,
         scene=scene,

@@ -22,15 +22,12 @@ _LONGEST_ROW = 1 << 20
 
 # What is kept of the big tables' rows.
 _KEPT = {
-    "sample_data": [
-        *"token sample_token ego_pose_token calibrated_sensor_token prev".split(),
-        *"timestamp is_key_frame height width filename".split(),
-    ],
-    "ego_pose": "token translation rotation".split(),
-    "sample_annotation": (
-        "token sample_token instance_token attribute_tokens translation size rotation num_lidar_pts num_radar_pts prev "
-        "next category_name"
+    "sample_data": (
+        "token sample_token ego_pose_token calibrated_sensor_token timestamp is_key_frame height width filename prev"
     ).split(),
+    "ego_pose": "token translation rotation".split(),
+    "sample_annotation": "token sample_token instance_token attribute_tokens category_name prev next".split()
+    + "translation size rotation num_lidar_pts num_radar_pts".split(),
 }
 # Tokens that many rows share, kept once each.
 _SHARED = ("sample_token", "calibrated_sensor_token", "instance_token", "ego_pose_token", "prev", "next")
