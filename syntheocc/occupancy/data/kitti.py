@@ -10,7 +10,6 @@ The calibration is `occupancy.data.kitti_calib`'s, whose names can be had here.
 """
 
 import os
-import struct
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from syntheocc.engine.files import atomic_write_text, not_opened
+from syntheocc.engine.files import atomic_write_text
 from syntheocc.occupancy.data.frames import Frame
 from syntheocc.occupancy.data.kitti_calib import (
     STEREO,
@@ -33,6 +32,7 @@ from syntheocc.occupancy.data.kitti_calib import (
     write_calib,
 )
 from syntheocc.occupancy.data.lidar import read_lidar, write_lidar
+from syntheocc.occupancy.data.picture_sizes import png_size
 from syntheocc.occupancy.data.png16 import read_png16, write_png16
 from syntheocc.occupancy.transforms import invert_rigid
 
@@ -160,7 +160,7 @@ def read_sequence(
                 f"{folder}: frame {name} but {'no' if times is None else len(times)} times and "
                 f"{'no' if poses is None else len(poses)} poses; times.txt or poses.txt is cut or of another sequence"
             )
-        rig = common or stereo_rig(calibration, {c: _png_size(p) for c, p in paths.items()}, used)
+        rig = common or stereo_rig(calibration, {c: png_size(p) for c, p in paths.items()}, used)
         ego2global = None if poses is None else invert_rigid(lidar2cam0) @ poses[index] @ lidar2cam0
         voxels, labels = folder / "voxels" / f"{name}.label", folder / "labels" / f"{name}.label"
         frames.append(
@@ -187,17 +187,4 @@ def _first_size(folder: Path) -> tuple[int, int]:
     first = min(folder.glob("*.png"), default=None)
     if first is None:
         raise ValueError(f"{folder}: no pictures NNNNNN.png; is this camera's part of the data set unpacked?")
-    return _png_size(first)
-
-
-def _png_size(path: Path) -> tuple[int, int]:
-    """(height, width) from a `.png`'s header, without decoding it."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(24)
-    except OSError as error:
-        raise not_opened(path, error) from error
-    if len(head) < 24 or head[:8] != b"\x89PNG\r\n\x1a\n":
-        raise ValueError(f"{path}: not a .png picture; it is damaged, copy it again")
-    width, height = struct.unpack(">II", head[16:24])
-    return height, width
+    return png_size(first)

@@ -14,7 +14,14 @@ from syntheocc.occupancy.data.frames import Frame
 from syntheocc.occupancy.data.kitti import STEREO, read_sequence
 from syntheocc.occupancy.data.semantic_kitti import RELEASES, detected_release
 
-__all__ = ["SEQUENCES", "completion_frames", "sequence_release", "sequences_folder"]
+__all__ = [
+    "SEQUENCES",
+    "chosen_sequences",
+    "completion_frames",
+    "frame_names",
+    "sequence_release",
+    "sequences_folder",
+]
 
 # SemanticKITTI's split; the test sequences have no labels.
 SEQUENCES = {
@@ -43,7 +50,7 @@ def completion_frames(
 
     Args:
         root: of the tree.
-        sequences: "train", "val" or "test", of which those that the tree has; or names, "08".
+        sequences: "train", "val" or "test", of which those that the tree has; or a name, "08"; or several of these.
         views: 2: the stereo pair; 1: the left picture alone, the right one need not exist.
 
     Returns:
@@ -53,27 +60,36 @@ def completion_frames(
         ValueError: no such split or sequence, no calibration or one without `Tr`, no pictures of a camera, pictures of
             another calibration's size, or no frame at all.
     """
-    folder = sequences_folder(root)
-    names: Sequence[str]
-    if isinstance(sequences, str):
-        if sequences not in SEQUENCES:
-            raise ValueError(f"{sequences!r} is none of the splits {', '.join(SEQUENCES)}; list sequences by name")
-        names = [name for name in SEQUENCES[sequences] if (folder / name).is_dir()]
-        if not names:
-            raise ValueError(f"{folder}: has none of the {sequences} sequences {', '.join(SEQUENCES[sequences])}")
-    else:
-        names = list(sequences)
-        missing = [name for name in names if not (folder / name).is_dir()]
-        if missing or not names:
-            found = sorted(path.name for path in folder.iterdir() if path.is_dir())
-            raise ValueError(f"{folder}: no sequence {', '.join(missing)}; it has {', '.join(found)}")
     if views not in (1, 2):
         raise ValueError(f"there are one or two views, not {views}")
     cameras = list(STEREO)[:views]
-    frames = [frame for name in names for frame in _sequence_frames(folder / name, cameras)]
+    folders = chosen_sequences(root, sequences)
+    frames = [frame for folder in folders for frame in _sequence_frames(folder, cameras)]
     if not frames:
-        raise ValueError(f"{folder}: sequences {', '.join(names)} have neither voxels nor pictures")
+        raise ValueError(f"{root}: sequences {', '.join(f.name for f in folders)} have neither voxels nor pictures")
     return frames
+
+
+def chosen_sequences(root: str | os.PathLike, sequences: str | Iterable[str]) -> list[Path]:
+    """The folders of sequences: names ("08"), and splits, of which those that the tree has.
+
+    Raises:
+        ValueError: no such tree, an unknown name, or a split of which the tree has nothing.
+    """
+    folder = sequences_folder(root)
+    found: dict[str, Path] = {}
+    for name in [sequences] if isinstance(sequences, str) else sequences:
+        wanted = [n for n in SEQUENCES.get(name, (name,)) if (folder / n).is_dir()]
+        if not wanted:
+            there = sorted(path.name for path in folder.iterdir() if path.is_dir())
+            raise ValueError(
+                f"{folder}: has no sequence of {name!r}, it has {', '.join(there) or 'none'}; splits are "
+                f"{', '.join(SEQUENCES)}"
+            )
+        found |= {n: folder / n for n in wanted}
+    if not found:
+        raise ValueError(f"{folder}: name a split or a sequence")
+    return list(found.values())
 
 
 def sequence_release(folder: Path) -> str:
@@ -100,12 +116,22 @@ def sequence_release(folder: Path) -> str:
     return release
 
 
-def _sequence_frames(folder: Path, cameras: Sequence[str]) -> list[Frame]:
+def frame_names(folder: Path, camera: str, every_frame: bool = False) -> list[str]:
+    """NNNNNN of a sequence's frames: those that have voxels, or all pictures of a camera where there is no `voxels/`.
+
+    Args:
+        folder: of the sequence.
+        camera: folder of the pictures.
+        every_frame: all pictures in any case.
+    """
     voxels = folder / "voxels"
-    if voxels.is_dir():
-        names = sorted({path.stem for suffix in ("bin", "label") for path in voxels.glob(f"*.{suffix}")})
-    else:
-        names = sorted(path.stem for path in (folder / cameras[0]).glob("*.png"))
+    if voxels.is_dir() and not every_frame:
+        return sorted({path.stem for suffix in ("bin", "label") for path in voxels.glob(f"*.{suffix}")})
+    return sorted(path.stem for path in (folder / camera).glob("*.png"))
+
+
+def _sequence_frames(folder: Path, cameras: Sequence[str]) -> list[Frame]:
+    names = frame_names(folder, cameras[0])
     if not names:
         return []
     frames = read_sequence(folder, cameras, names)
