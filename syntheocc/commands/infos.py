@@ -7,6 +7,7 @@ What is written is listed in `<out>/infos.json`; a file that was made with the s
 made again, and one that this command did not make is not overwritten.
 """
 
+import gc
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,9 +89,16 @@ def run(config: InfosConfig) -> int:
     waiting = [job for job in jobs if not _is_done(job, manifest)]
     failed: dict[str, str] = {}
     if waiting:
-        frames = _read(config, tables, waiting, scenes, failed)
-        for job in waiting:
-            _write(config, job, frames[job.split], scenes[job.split], manifest, failed)
+        # Python would walk through the millions of records again and again in search of cycles; there are none.
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            frames = _read(config, tables, waiting, scenes, failed)
+            for job in waiting:
+                _write(config, job, frames[job.split], scenes[job.split], manifest, failed)
+        finally:
+            if collects:
+                gc.enable()
     for job in jobs:
         entry = manifest[job.path.name]
         failed |= entry["failed"]

@@ -50,6 +50,18 @@ class SensorSweeps:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def __getitem__(self, part: slice) -> "SensorSweeps":
+        """Some of them."""
+        matrices = None if self.intrinsics is None else self.intrinsics[part]
+        return SensorSweeps(
+            self.filenames[part],
+            self.tokens[part],
+            self.timestamps_us[part],
+            self.sensor2ego[part],
+            self.ego2global[part],
+            matrices,
+        )
+
     @property
     def sensor2global(self) -> np.ndarray:
         """float64 [K, 4, 4]."""
@@ -90,10 +102,9 @@ def camera_sweeps(
     whole = min((len(chain) for chain in chains.values()), default=0)
     if not whole or all(chain[0].get("is_key_frame") for chain in chains.values()):
         return {}
-    return {
-        name: _sweeps(tables, (chain[:whole] + chain[whole - 1 : whole] * most)[:most])
-        for name, chain in chains.items()
-    }
+    rows = [row for chain in chains.values() for row in (chain[:whole] + chain[whole - 1 : whole] * most)[:most]]
+    together = _sweeps(tables, rows)
+    return {name: together[most * i : most * (i + 1)] for i, name in enumerate(chains)}
 
 
 def poses_of(tables: NuScenesTables, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
