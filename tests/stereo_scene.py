@@ -62,12 +62,12 @@ def scene_grid() -> OccupancyGrid:
 
 def scene_scan() -> np.ndarray:
     """Points on the surfaces that stand upright, float32 [N, 4]."""
-    points = []
+    parts = []
     for axis, place, low, high, _ in (WALL, CAR):
         steps = [np.arange(a + 0.05, b, 0.1) for a, b in zip(low, high, strict=True)]
         across = np.stack(np.meshgrid(*steps, indexing="ij"), -1).reshape(-1, 2)
-        points.append(np.insert(across, axis, place, 1))
-    points = np.concatenate(points)
+        parts.append(np.insert(across, axis, place, 1))
+    points = np.concatenate(parts)
     hidden = (points[:, 0] > 20) & (np.abs(points[:, 1]) < 4.6) & (points[:, 2] < 1.0)  # by the car
     return np.pad(points[~hidden], ((0, 0), (0, 1))).astype(np.float32)
 

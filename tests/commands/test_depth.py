@@ -111,10 +111,10 @@ def test_a_depth_network_in_a_folder(tree, tmp_path):
         run(config(tree, tmp_path))
     with pytest.raises(ValueError, match="no such folder; give one that holds a depth model"):
         run(config(tree, tmp_path / "b", method="model", model=tmp_path / "nowhere", device="cpu"))
-    values = json.loads((network / "config.json").read_text())
-    (network / "config.json").write_text(json.dumps(values | {"model_type": "dpt"}))
-    with pytest.raises(ValueError, match="a dpt of relative depth, which has no metres"):
-        run(config(tree, tmp_path / "b", method="model", model=network, device="cpu"))
+    for kind, words in (("dpt", "a dpt of relative depth, which has no metres"), ("none", "cannot be loaded")):
+        (network / "config.json").write_text(json.dumps({"model_type": kind}))
+        with pytest.raises(ValueError, match=words):
+            run(config(tree, tmp_path / "b", method="model", model=network, device="cpu"))
     assert not (tmp_path / "b").exists()
 
 

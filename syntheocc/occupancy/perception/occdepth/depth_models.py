@@ -5,6 +5,8 @@ What it predicts may teach OccDepth's depth distribution in place of stereo matc
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +35,16 @@ class DepthModel:
 
         if not Path(folder).is_dir():
             raise ValueError(f"{folder}: no such folder; give one that holds a depth model of transformers")
-        try:
+        with _named(folder):
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            kind = getattr(config, "depth_estimation_type", None)
-            if config.model_type not in _METRIC and kind != "metric":
-                raise ValueError(
-                    f"{folder}: a {config.model_type} of relative depth, which has no metres; take a metric one "
-                    f"({', '.join(_METRIC)}, or Depth Anything for metric depth)"
-                )
+        if config.model_type not in _METRIC and getattr(config, "depth_estimation_type", None) != "metric":
+            raise ValueError(
+                f"{folder}: a {config.model_type} of relative depth, which has no metres; take a metric one "
+                f"({', '.join(_METRIC)}, or Depth Anything for metric depth)"
+            )
+        with _named(folder):
             self.processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
             self.network: Any = AutoModelForDepthEstimation.from_pretrained(folder, local_files_only=True)
-        except (OSError, KeyError, RuntimeError) as error:
-            raise ValueError(f"{folder}: cannot be loaded as a depth model ({error})") from error
         self.network.to(device).eval()
 
     @torch.inference_mode()
@@ -62,3 +62,14 @@ class DepthModel:
         depth = self.processor.post_process_depth_estimation(output, target_sizes=[image.shape[:2]])
         metres = depth[0]["predicted_depth"].float().cpu().numpy()
         return np.where(np.isfinite(metres) & (metres > 0), metres, 0.0).astype(np.float32)
+
+
+@contextmanager
+def _named(folder: str | os.PathLike) -> Iterator[None]:
+    """Errors of loading become a ValueError with the folder's name."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, StrictDataclassError) as error:
+        raise ValueError(f"{folder}: cannot be loaded as a depth model ({error})") from error
