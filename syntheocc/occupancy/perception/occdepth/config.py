@@ -15,6 +15,7 @@ DepthSpacing = Literal["uniform", "linear", "mismatched"]
 Sampling = Literal["bilinear", "nearest"]
 ViewFusion = Literal["similarity", "cosine"]
 DepthFusion = Literal["residual", "multiply"]
+VirtualWarp = Literal["centred", "published"]
 
 _STEPS = 4  # the 3D network halves its volume twice
 
@@ -45,6 +46,8 @@ class OccDepthConfig:
     """Cameras of a sample; 1 is the monocular model."""
     virtual_view: bool = False
     """The second view's features are the first one's, moved by a depth picture that comes with the sample (NYUv2)."""
+    virtual_warp: VirtualWarp = "centred"
+    """"published" moves a virtual view's features half a cell too little and by the first sample's depth."""
     image_size: tuple[int, int] = (370, 1220)
     """Height and width of the network's input."""
     image_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -145,6 +148,7 @@ class OccDepthConfig:
             "sampling": Sampling,
             "view_fusion": ViewFusion,
             "depth_fusion": DepthFusion,
+            "virtual_warp": VirtualWarp,
         }
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
@@ -211,6 +215,7 @@ LEGACY: dict[str, Any] = {
     "view_fusion": "cosine",
     "depth_spacing": "mismatched",
     "depth_fusion": "multiply",
+    "virtual_warp": "published",
 }
 
 

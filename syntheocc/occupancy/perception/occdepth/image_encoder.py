@@ -154,8 +154,9 @@ class ImageDecoder(nn.Module):
         super().__init__()
         # The published padding of a 1x1 convolution: a border of one cell, which the enlarging then squeezes in.
         self.bottleneck = nn.Conv2d(channels[-1], width, 1, padding=1)
-        skips = (*reversed(channels[:-1]), 3)
-        strides = (16, 8, 4, 2, 1)
+        # Down to the finest result; finer levels would learn nothing.
+        strides = tuple(stride for stride in (16, 8, 4, 2, 1) if stride >= min(scales))
+        skips = (*reversed(channels[:-1]), 3)[: len(strides)]
         self.levels = nn.ModuleDict(
             {
                 str(stride): _UpBlock(width // 2**level + skip, width // 2 ** (level + 1))
@@ -174,7 +175,7 @@ class ImageDecoder(nn.Module):
         """The picture [N, 3, H, W] and the encoder's maps to {stride: [N, C, h, w]}."""
         x = self.bottleneck(maps[-1])
         results: dict[int, Tensor] = {}
-        for (stride, level), finer in zip(self.levels.items(), (*reversed(maps[:-1]), images), strict=True):
+        for (stride, level), finer in zip(self.levels.items(), (*reversed(maps[:-1]), images), strict=False):
             x = level(x, finer)
             if stride in self.outputs:
                 results[int(stride)] = self.outputs[stride](x)

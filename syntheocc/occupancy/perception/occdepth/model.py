@@ -179,7 +179,9 @@ class OccDepth(nn.Module):
             if depth is None or lookup.shift is None:
                 raise ValueError("a virtual second view needs the depth pictures of the first: depth [B, 1, H, W]")
             for stride, features in wanted.items():
-                moved = second_view(features[:, 0], depth[:, 0], lookup.shift, stride)
+                moved = second_view(
+                    features[:, 0], depth[:, 0], lookup.shift, stride, config.virtual_warp == "published"
+                )
                 wanted[stride] = torch.stack([features[:, 0], moved], 1)
         volume = lift_features(wanted, lookup.pixels, config.view_fusion)  # [B, N, C]
         logits = None

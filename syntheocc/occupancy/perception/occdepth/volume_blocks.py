@@ -136,5 +136,20 @@ def _along(axis: int, channels: int, stride: int, dilation: int) -> nn.Conv3d:
 def _pooled(in_channels: int, channels: int, stride: tuple[int, int, int]) -> nn.Sequential:
     """Average pooling where there is a stride, a 1x1x1 convolution and a norm."""
     conv = nn.Conv3d(in_channels, channels, 1, bias=False)
-    pool: list[nn.Module] = [] if stride == (1, 1, 1) else [nn.AvgPool3d(stride, stride)]
+    pool: list[nn.Module] = [] if stride == (1, 1, 1) else [_Mean(stride)]
     return nn.Sequential(*pool, conv, nn.BatchNorm3d(channels))
+
+
+class _Mean(nn.Module):
+    """Average pooling of blocks side by side, in any precision and memory format (torch's has neither everywhere)."""
+
+    def __init__(self, stride: tuple[int, int, int]):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, X, Y, Z] to [B, C, X / stride, ...]."""
+        for axis, stride in enumerate(self.stride, start=2):
+            if stride > 1:
+                x = x.unflatten(axis, (-1, stride)).mean(axis + 1)
+        return x
