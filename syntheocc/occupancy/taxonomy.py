@@ -121,6 +121,15 @@ class Taxonomy:
             raise ValueError(f"taxonomy {self.name!r} has no class {name!r}; it has {', '.join(self.classes)}")
         return self.classes.index(name)
 
+    def label_of(self, name: str) -> int:
+        """The label of a class or of what this table calls it (a ``pedestrian`` is SemanticKITTI's ``person``).
+
+        Raises:
+            ValueError: the table has neither the class nor a near-synonym; the message lists what it has.
+        """
+        found = next((word for word in (name, *_SYNONYMS.get(name, ())) if word in self.classes), None)
+        return self.id_of(name if found is None else found)
+
     def colors(self) -> np.ndarray:
         """Lookup table uint8 [256, 3] from label to RGB; ids outside the table are mid grey."""
         table = np.full((256, 3), 128, dtype=np.uint8)
