@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from training_bank import Bank, training_frames
 
+from syntheocc.engine.files import atomic_write_json
 from syntheocc.engine.ranks import Ranks
 from syntheocc.evaluation.consistency import overlaps, warp_difference
 from syntheocc.evaluation.judge import Judge
@@ -275,6 +276,10 @@ def evaluate(args: Namespace) -> dict | None:
         records.seconds["edits"] = clock.spent()
         gathered = ranks.gather(records)
         if ranks.is_main:
+            # JSON has no NaN: what was not asked is null.
+            plain = lambda v: None if isinstance(v, float) and math.isnan(v) else v  # noqa: E731
+            entries = [{key: plain(value) for key, value in entry.items()} for one in gathered for entry in one.edits]
+            atomic_write_json(output / "edits.json", entries)
             for i, one in enumerate(shown[:4]):
                 names = ("real", "vae", "generated", "no condition")
                 rows = [one["mpi"].palette_image().movedim(-1, 1), *(one[name] for name in names)]

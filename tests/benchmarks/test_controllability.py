@@ -118,26 +118,33 @@ def test_items_taken_ahead_keep_their_order_and_errors_arrive():
 
 
 def test_a_car_is_put_on_free_road_and_the_largest_vehicle_is_found():
-    from edits import largest_vehicle, planned_edits
+    from edits import REPAINT, largest_vehicle, planned_edits
     from held_out import frames
 
+    from syntheocc.occupancy.editing import Recipe
     from syntheocc.occupancy.taxonomy import SYNTHEOCC_TAXONOMY as TABLE
     from syntheocc.worlds.scene import make_scene
 
     scene = make_scene(5, image_size=(80, 48))
     frame = next(frames([(5, scene)], torch.device("cpu")))
     cells = (12, 20)
-    edits = {kind: rest for kind, *rest in planned_edits(frame, cells, frame.mpi(cells).nearest)}
-    grid, label, _, target, rest = edits["insert"]
+    edits = {edit.kind: edit for edit in planned_edits(frame, cells, frame.mpi(cells).nearest)}
+    insert = edits["insert"]
     car = TABLE.id_of("car")
-    added = (grid.labels != frame.grid.labels).nonzero()
-    assert label == car and bool((grid.labels[tuple(added.T)] == car).all())
+    added = (insert.grid.labels != frame.grid.labels).nonzero()
+    assert insert.label == car and bool((insert.grid.labels[tuple(added.T)] == car).all())
     assert 0.6 < len(added) / (4.5 * 1.9 * 1.6 / 0.2**3) < 1.4
-    assert bool(target.any()) and bool(rest.any()) and not bool((target & rest).any())
-    found = largest_vehicle(frame)
-    if found is not None and "remove" in edits:
-        removed = edits["remove"][0].labels
-        assert int((removed == found[1]).sum()) < int((frame.grid.labels == found[1]).sum())
+    assert bool(insert.target.any() and insert.rest.any()) and not bool((insert.target & insert.rest).any())
+    replayed = Recipe.from_json(json.loads(json.dumps(insert.recipe.to_json()))).apply(frame.grid)
+    assert torch.equal(replayed.labels, insert.grid.labels), "the recipe kept with the results is the edit"
+    number, name = largest_vehicle(frame)
+    label = TABLE.id_of(name)
+    boxes = scene.boxes_at(frame.t, scene.ego.pose_at(frame.t))
+    assert boxes.names[number] == name
+    count = int((frame.grid.labels == label).sum())
+    for kind in ("remove", "repaint"):
+        assert int((edits[kind].grid.labels == label).sum()) < count
+    assert edits["repaint"].other == TABLE.id_of(REPAINT[name])
 
 
 @pytest.mark.slow

@@ -1,12 +1,13 @@
-"""Boxes put into grids and taken out, doses of motion, and what an edit did, on grids small enough to count."""
+"""Doses of motion, and what an edit did, on grids small enough to count."""
 
 import math
 
 import pytest
 import torch
 
-from syntheocc.evaluation.counterfactual import Box, changed_pixels, effect_of, insert_box, remove_box, repaint_box
+from syntheocc.evaluation.counterfactual import changed_pixels, effect_of
 from syntheocc.evaluation.sensitivity import DOSES, Dose, motion_of, moved_rig
+from syntheocc.occupancy.editing import Recipe
 from syntheocc.occupancy.grids import GridSpec, OccupancyGrid
 from syntheocc.occupancy.rendering.mpi import render_mpi
 from syntheocc.occupancy.taxonomy import SYNTHEOCC_TAXONOMY as TABLE
@@ -20,46 +21,6 @@ def road() -> OccupancyGrid:
     labels = torch.zeros(SPEC.shape, dtype=torch.uint8)
     labels[:, :, 1] = ROAD
     return OccupancyGrid(labels, SPEC, TABLE)
-
-
-def at(x, y, z, yaw=0.0):
-    pose = torch.eye(4, dtype=torch.float64)
-    cos, sin = math.cos(yaw), math.sin(yaw)
-    pose[:2, :2] = torch.tensor([[cos, -sin], [sin, cos]])
-    pose[:3, 3] = torch.tensor([x, y, z])
-    return pose
-
-
-def test_a_box_holds_the_voxels_whose_centres_lie_in_it():
-    grid = road()
-    box = Box(at(1.0, 0.0, 0.5), (2.0, 1.0, 1.0))  # x 0..2, y -0.5..0.5, z 0..1: 4 x 2 x 2 voxels
-    assert box.voxels(grid).tolist() == [[x, y, z] for x in (8, 9, 10, 11) for y in (7, 8) for z in (2, 3)]
-    turned = Box(at(1.0, 0.0, 0.5, math.pi / 2), (2.0, 1.0, 1.0))
-    assert len(turned.voxels(grid)) == 16 and turned.voxels(grid)[:, 0].unique().tolist() == [9, 10]
-    # The slow way: every centre of the grid, in the frame of a box that is turned and in a grid with a pose.
-    shifted = OccupancyGrid(grid.labels, SPEC, TABLE, at(0.3, -0.2, 0.1, 0.4))
-    askew = Box(at(0.5, 0.7, 0.3, 0.9), (3.0, 1.4, 1.1))
-    centers = SPEC.centers().reshape(-1, 3)
-    ego = centers @ shifted.grid2ego[:3, :3].T + shifted.grid2ego[:3, 3]
-    local = (ego - askew.box2ego[:3, 3]) @ askew.box2ego[:3, :3]
-    inside = (local.abs() <= torch.tensor(askew.size, dtype=torch.float64) / 2).all(1).reshape(SPEC.shape)
-    assert torch.equal(askew.voxels(shifted), inside.nonzero())
-    assert len(Box(at(40, 0, 0), (1.0, 1.0, 1.0)).voxels(grid)) == 0
-
-
-def test_insert_then_remove_gives_the_road_back():
-    grid, box = road(), Box(at(1.0, 0.0, 0.25), (2.0, 1.0, 1.5))  # reaches into the ground
-    with_car = insert_box(grid, box, CAR)
-    assert int((with_car.labels == CAR).sum()) == 4 * 2 * 3 and int((grid.labels == CAR).sum()) == 0
-    assert int((with_car.labels == ROAD).sum()) == 256 - 8
-    assert torch.equal(remove_box(with_car, box).labels, grid.labels)
-    painted = repaint_box(with_car, box, BUS)
-    assert torch.equal(painted.labels == BUS, with_car.labels == CAR) and not bool((painted.labels == CAR).any())
-    for edit in (lambda: remove_box(grid, box), lambda: repaint_box(grid, box, BUS)):
-        with pytest.raises(ValueError, match="no voxel of an object"):
-            edit()
-    with pytest.raises(ValueError, match="outside the grid"):
-        insert_box(grid, Box(at(40, 0, 0), (1.0, 1.0, 1.0)), CAR)
 
 
 def test_motions_have_the_length_and_angle_asked_for():
@@ -80,7 +41,8 @@ def test_motions_have_the_length_and_angle_asked_for():
 
 def test_a_moved_rig_sees_the_world_shifted_the_other_way(six_cameras):
     """Moving the rig one voxel forward equals moving the occupancy one voxel back."""
-    grid = insert_box(road(), Box(at(3.0, 0.0, 0.5), (1.0, 2.0, 1.0)), CAR)
+    block = {"edit": "insert", "asset": "box", "class": "car", "size": [1.0, 2.0, 1.0], "at": [3.0, 0.0]}
+    grid = Recipe((block | {"allow": ["collision"]},)).apply(road())  # the ego car's own place
     forward = torch.eye(4, dtype=torch.float64)
     forward[0, 3] = 0.5
     moved = render_mpi(grid, moved_rig(six_cameras, forward), 7, 13)
