@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from syntheocc.commands.evaluate_samples import Sample
 
 COMPLETION = ("semantic_kitti", "nyuv2")
-# The sequences of each split that are labelled.
-_SEQUENCES = {"train": ("00", "01", "02", "03", "04", "05", "06", "07", "09", "10"), "val": ("08",)}
 _KITTI_LAYOUTS = (
     "sequences/{scene}/predictions/{frame}.label", "{scene}_{frame}.npz", "{scene}/{frame}.npz",
     "{scene}/predictions/{frame}.label",
@@ -84,7 +82,7 @@ def _layouts(config: "EvaluateConfig") -> tuple[str, ...]:
 
 def _kitti_labels(config: "EvaluateConfig") -> list[tuple[str, str, Path]]:
     """(token, sequence, .label) of every labelled frame of the split, in order."""
-    from syntheocc.occupancy.data.kitti_submission import sequences_folder
+    from syntheocc.occupancy.data.semantic_kitti_frames import SEQUENCES, sequences_folder
 
     if config.split == "test" and not config.sequences:
         raise ValueError(
@@ -93,7 +91,7 @@ def _kitti_labels(config: "EvaluateConfig") -> list[tuple[str, str, Path]]:
         )
     base = sequences_folder(config.gt)
     splits = ("train", "val") if config.split == "trainval" else (config.split,)
-    names = config.sequences or tuple(sorted(name for split in splits for name in _SEQUENCES[split]))
+    names = config.sequences or tuple(sorted(name for split in splits for name in SEQUENCES[split]))
     found = []
     for name in names:
         files = sorted((base / name / "voxels").glob("*.label"))

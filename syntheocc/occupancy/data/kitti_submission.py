@@ -22,6 +22,7 @@ from torch import Tensor
 
 from syntheocc.engine.files import atomic_path, atomic_write_bytes, not_opened
 from syntheocc.occupancy.data.semantic_kitti import LEARNING_MAP, RAW_OF_CLASS, SHAPE, classes_of_raw
+from syntheocc.occupancy.data.semantic_kitti_frames import SEQUENCES, sequences_folder
 from syntheocc.occupancy.grids import OccupancyGrid
 from syntheocc.occupancy.taxonomy import SEMANTIC_KITTI_TAXONOMY, UNKNOWN
 
@@ -31,13 +32,12 @@ __all__ = [
     "prediction_bytes",
     "prediction_path",
     "read_prediction",
-    "sequences_folder",
     "submission_frames",
     "write_prediction",
     "write_submission",
 ]
 
-TEST_SEQUENCES = tuple(f"{number:02d}" for number in range(11, 22))
+TEST_SEQUENCES = SEQUENCES["test"]
 DESCRIPTION = "description.txt"
 _BYTES = 2 * SHAPE[0] * SHAPE[1] * SHAPE[2]
 _BIN_BYTES = _BYTES // 16
@@ -45,18 +45,6 @@ _RAW_OF_CLASS = np.array(RAW_OF_CLASS, np.uint16)
 # What the scorer's table knows: moving things (252..259) too, which it counts as their resting twins.
 _KNOWN_IDS = np.array(sorted(LEARNING_MAP))
 _MOST_SHOWN = 10
-
-
-def sequences_folder(root: str | os.PathLike) -> Path:
-    """The folder ``sequences`` of a data root, which may also be the parent of SemanticKITTI's ``dataset``.
-
-    Raises:
-        ValueError: neither is there.
-    """
-    for folder in (Path(root) / "sequences", Path(root) / "dataset" / "sequences"):
-        if folder.is_dir():
-            return folder
-    raise ValueError(f"{root}: holds neither sequences/ nor dataset/sequences/; give the folder of SemanticKITTI")
 
 
 def submission_frames(root: str | os.PathLike, sequences: Sequence[str] = TEST_SEQUENCES) -> dict[str, list[str]]:

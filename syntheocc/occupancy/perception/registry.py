@@ -29,6 +29,7 @@ _ENTRIES = {
     "occflownet": ("OccFlowNet", "occflownet.entry"),
     "splattingocc": ("SplattingOcc", "splattingocc.entry"),
     "renderocc": ("RenderOcc", "splattingocc.renderocc_entry"),
+    "occdepth": ("OccDepth", "occdepth.entry"),
 }
 MODELS = tuple(_ENTRIES)
 
@@ -121,10 +122,18 @@ def model_entry(name: str) -> ModelEntry:
 def load_model(settings: PredictConfig, device: torch.device | str = "cpu") -> tuple[ModelEntry, Any]:
     """The entry and the model that `settings.weights` is of: a folder's kind is read from its config.
 
+    The settings take from the model what they leave open (`SourceConfig.use`).
+
     Raises:
-        ValueError: no such weights, of a kind that there is not, a released file without a preset, or a file that does
-            not fit it.
+        ValueError: no such weights, of a kind that there is not, a released file without a preset, a file that does
+            not fit it, or settings that do not go with the model.
     """
+    entry, model = _loaded(settings, device)
+    settings.use(model.config)
+    return entry, model
+
+
+def _loaded(settings: PredictConfig, device: torch.device | str) -> tuple[ModelEntry, Any]:
     path = settings.weights
     if path.suffix in (".pth", ".pt", ".ckpt") or path.is_file():
         entry = model_entry(settings.model)

@@ -21,6 +21,7 @@ from syntheocc.occupancy.metrics import (
     scene_origins,
 )
 from syntheocc.occupancy.perception.settings import EvaluateConfig
+from syntheocc.occupancy.perception.trees import completion_metric
 from syntheocc.occupancy.taxonomy import UNKNOWN
 from syntheocc.occupancy.transforms import invert_rigid, transform_points
 
@@ -57,6 +58,7 @@ class Scoring:
             "miou": lambda: OccupancyIoU(model.taxonomy, mask),
             "rayiou": lambda: RayIoU(model.taxonomy, model.grid),
             "raypq": lambda: RayPQ(model.taxonomy, model.grid),
+            "ssc": lambda: completion_metric(settings.labels, model.grid),
         }
         self.metrics: dict[str, Any] = {name: makers[name]() for name in settings.metrics}
         # Which threshold would have been best on what is evaluated is told apart from the score.
@@ -72,7 +74,7 @@ class Scoring:
         Raises:
             ValueError: poses are missing, or no origin lies within reach.
         """
-        if not set(self.settings.metrics) - {"miou"}:
+        if not set(self.settings.metrics) & {"rayiou", "raypq"}:
             return {}
         named = [replace(frame, scene=self.labels.scene(frame)) for frame in frames]
         origins = scene_origins(named)
@@ -115,6 +117,8 @@ class Scoring:
                 free, occupancy = torch.from_numpy(arrays["free_space"][index]), torch.from_numpy(arrays["occupancy"])
                 at = with_free(occupancy, free, self.taxonomy.free)
                 given[f"miou@{threshold:g}"] = (at, truth, kept, token)
+        if "ssc" in self.metrics:
+            given["ssc"] = (pred, truth, None, None, token)
         on_device = (pred.to(self.device), truth.to(self.device))
         if "rayiou" in self.metrics:
             given["rayiou"] = (*on_device, [origins], token)

@@ -6,7 +6,7 @@ of the published configuration file), ``--work_dir``, ``--work-dir``, ``--resume
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from syntheocc.engine.flags import flag
 from syntheocc.engine.loop_config import LoopConfig, LRScheduler
@@ -14,10 +14,14 @@ from syntheocc.engine.loop_config import LoopConfig, LRScheduler
 if TYPE_CHECKING:
     from syntheocc.occupancy.data.frames import Frame
     from syntheocc.occupancy.perception.labels import LabelReader
+    from syntheocc.occupancy.perception.trees import TreeLabels
 
-__all__ = ["METRICS", "EvaluateConfig", "PredictConfig", "SourceConfig", "TrainConfig"]
+__all__ = ["METRICS", "EvaluateConfig", "Labels", "PredictConfig", "SourceConfig", "TrainConfig", "labels_with"]
 
-METRICS = ("miou", "rayiou", "raypq")
+METRICS = ("miou", "rayiou", "raypq", "ssc")
+Labels = Literal["occ3d", "openocc_v2", "surroundocc", "openoccupancy", "semantic_kitti", "nyuv2", "tartanair"]
+Split = Literal["train", "val", "test"]
+VoxelRelease = Literal["detect", "current", "before_2020_08_24"]
 _WORK_DIR = ("work_dir", "work-dir")
 _OF_THE_PRESET = "empty: the preset's"
 
@@ -26,16 +30,30 @@ _OF_THE_PRESET = "empty: the preset's"
 class SourceConfig:
     """Frames and their labels; the settings that training, prediction and evaluation share."""
 
-    dataroot: Path = flag(Path("data/nuscenes"), "data root: the folder that holds samples/")
+    dataroot: Path = flag(
+        Path("data/nuscenes"),
+        "data root: the folder that holds samples/, or of KITTI sequences/, of NYUv2 NYUtrain/, of TartanAir office/",
+        aliases=("data_root",),
+    )
     info_path: tuple[str, ...] = flag(
         (), "info pickles; empty: all frames of the JSON tables below --dataroot, of every split"
     )
-    labels: Literal["occ3d", "openocc_v2", "surroundocc", "openoccupancy"] = flag("occ3d", "format of the labels")
+    labels: Labels = flag("occ3d", "format of the labels")
     labels_root: Path | None = flag(None, "folder of the labels; empty: their usual place below --dataroot")
+    split: Split | None = flag(
+        None, "of KITTI, NYUv2 and TartanAir; empty: train, and in predictions and evaluations val"
+    )
+    sequences: tuple[str, ...] = flag((), "sequences of KITTI, instead of a split")
+    voxel_release: VoxelRelease = flag("detect", "of SemanticKITTI's voxels; those of before 2020-08-24 are put right")
+    depth_root: Path | None = flag(
+        None, "tree with depth/ beside the sequences; empty: --dataroot", aliases=("data_stereo_depth_root",)
+    )
     max_samples: int | None = flag(None, "use the first so many frames only")
     allow_missing_files: bool = flag(
         False, "a picture that does not exist is a missing camera, not an unreadable sample"
     )
+
+    _usual_split: ClassVar[Split] = "train"
 
     decoder: Literal["pillow", "turbojpeg"] = flag("pillow", "decodes JPEGs; turbojpeg is the package simplejpeg")
     draft: bool = flag(True, "decode JPEGs at the scale that is needed, instead of in full")
@@ -48,8 +66,30 @@ class SourceConfig:
         """Paths given as text become paths; ValueError for a number of frames below one."""
         self.dataroot = Path(self.dataroot)
         self.labels_root = None if self.labels_root is None else Path(self.labels_root)
+        self.depth_root = None if self.depth_root is None else Path(self.depth_root)
         if self.max_samples is not None and self.max_samples < 1:
             raise ValueError(f"max_samples is {self.max_samples}; it must be 1 or more")
+
+    def use(self, model: Any) -> None:
+        """Settings that are left out become those that a model's config asks for.
+
+        Raises:
+            ValueError: settings of other data sets than the labels'.
+        """
+        from syntheocc.occupancy.perception.trees import TREES
+
+        if self.labels is None:
+            self.labels = labels_with(model.taxonomy)
+        if self.labels not in TREES and (self.split or self.sequences):
+            raise ValueError(f"--split and --sequences are of {', '.join(TREES)}; {self.labels} labels have neither")
+        self.__dict__["_model"] = model
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether frames are those of a data set of scene completion (`trees`), not of nuScenes."""
+        from syntheocc.occupancy.perception.trees import TREES
+
+        return self.labels in TREES
 
     def frames(self, everything: bool = False, unreadable: dict[str, str] | None = None) -> "list[Frame]":
         """The key frames; read once.
@@ -75,8 +115,13 @@ class SourceConfig:
         from syntheocc.occupancy.data.infos import read_infos
         from syntheocc.occupancy.data.nuscenes import read_tables
         from syntheocc.occupancy.data.nuscenes_frames import frames_from_tables
+        from syntheocc.occupancy.perception.trees import tree_frames
 
         bad: dict[str, str] = {}
+        if self.is_tree:
+            split = self.split or self._usual_split
+            views = getattr(self.__dict__.get("_model"), "num_views", 2)
+            return tree_frames(self.labels, self.dataroot, split, self.sequences, views, self.labels_root), bad
         if self.info_path:
             listed = [read_infos(path, self.dataroot, unreadable=bad) for path in self.info_path]
             frames = [frame for part in listed for frame in part]
@@ -87,21 +132,27 @@ class SourceConfig:
             raise ValueError(f"{', '.join(self.info_path) or self.dataroot}: no frames{reason}")
         return frames, bad
 
-    def reader(self, **settings: Any) -> "LabelReader":
+    def reader(self, **settings: Any) -> "LabelReader | TreeLabels":
         """The reader of the labels; `settings` are `LabelReader`'s (instances, mask, ...)."""
         from syntheocc.occupancy.data.samples import usual_label_root
         from syntheocc.occupancy.perception.labels import LabelReader
+        from syntheocc.occupancy.perception.trees import TreeLabels
 
-        root = self.labels_root
+        if self.is_tree:
+            # What other formats choose from (masks, objects) these labels have not.
+            grid = self.__dict__["_model"].grid
+            optional = bool(settings.get("optional"))
+            return TreeLabels(self.labels, grid, self.labels_root, self.voxel_release, optional)
+        root, kind = self.labels_root, self.labels or "occ3d"  # empty before a model has said what it is
         if root is None:
-            root = usual_label_root(self.dataroot, self.labels)
+            root = usual_label_root(self.dataroot, kind)  # type: ignore[arg-type]
             # The published trainers keep them below the format's name, and the panoptic copies beside.
-            panoptic = self.dataroot / f"{self.labels}_panoptic"
+            panoptic = self.dataroot / f"{kind}_panoptic"
             if settings.get("instances") == "file" and panoptic.is_dir():
                 root = panoptic
-            elif not root.is_dir() and (self.dataroot / self.labels).is_dir():
-                root = self.dataroot / self.labels
-        return LabelReader(root, self.labels, **settings)
+            elif not root.is_dir() and (self.dataroot / kind).is_dir():
+                root = self.dataroot / kind
+        return LabelReader(root, kind, **settings)
 
 
 @dataclass(kw_only=True)
@@ -115,9 +166,7 @@ class TrainConfig(SourceConfig, LoopConfig):
         ValueError: a value is out of its range, or a model or a preset that there is not.
     """
 
-    labels: Literal["occ3d", "openocc_v2", "surroundocc", "openoccupancy"] = flag(
-        None, f"format of the labels; {_OF_THE_PRESET}"
-    )
+    labels: Labels = flag(None, f"format of the labels; {_OF_THE_PRESET}")
     model: str = flag("sparseocc", "which model")
     preset: str = flag(None, "which of the model's presets; empty: its small one", aliases=("config",))
     frames_per_sample: int | None = flag(None, f"frames the model sees, the current one included; {_OF_THE_PRESET}")
@@ -126,6 +175,7 @@ class TrainConfig(SourceConfig, LoopConfig):
     instances: Literal["file", "boxes"] = flag("boxes", "whence object ids come, for panoptic presets")
     gradient_checkpointing: bool = flag(False, "less memory, more time")
     validation_info_path: tuple[str, ...] = flag((), "info pickles of held-out frames, for --validation_steps")
+    validation_sequences: tuple[str, ...] = flag((), "sequences of KITTI held out; empty: those of the split val")
     validation_samples: int | None = flag(None, "validate on so many of them, evenly spread; empty: on all")
 
     output_dir: Path = flag(Path("outputs"), "folder of checkpoints, logs and the trained model", aliases=_WORK_DIR)
@@ -151,8 +201,7 @@ class TrainConfig(SourceConfig, LoopConfig):
         entry = model_entry(self.model)
         self.preset = entry.preset_name(self.preset or entry.default_preset)
         model, recipe = entry.preset(self.preset)
-        if self.labels is None:
-            self.labels = _labels_with(model.taxonomy)
+        self.use(model)
         if self.max_train_steps is None and self.epochs is None:
             self.epochs = recipe.epochs
         elif self.max_train_steps is not None and self.epochs is not None:
@@ -168,7 +217,7 @@ class TrainConfig(SourceConfig, LoopConfig):
         super().__post_init__()
         self.check_source()
         self.backbone_weights = None if self.backbone_weights is None else Path(self.backbone_weights)
-        if self.validation_steps and not self.validation_info_path:
+        if self.validation_steps and not self.validation_info_path and not self.is_tree:
             raise ValueError("validation_steps needs validation_info_path, the info pickles of held-out frames")
         for name in ("epochs", "frames_per_sample", "validation_samples"):
             value = getattr(self, name)
@@ -176,12 +225,13 @@ class TrainConfig(SourceConfig, LoopConfig):
                 raise ValueError(f"{name} is {value}; it must be 1 or more")
 
 
-def _labels_with(taxonomy: Any) -> Any:
+def labels_with(taxonomy: Any) -> Any:
     """The format whose labels have a class table; Occ3D's where none has it."""
     from syntheocc.occupancy.data.occupancy_files import preset_of
+    from syntheocc.occupancy.perception.trees import TREES
 
-    formats = get_args(get_type_hints(SourceConfig)["labels"])
-    return next((name for name in formats if preset_of(name).taxonomy == taxonomy), "occ3d")
+    presets = {name: TREES[name] if name in TREES else preset_of(name) for name in get_args(Labels)}
+    return next((name for name, preset in presets.items() if preset.taxonomy == taxonomy), "occ3d")
 
 
 @dataclass(kw_only=True)
@@ -192,7 +242,12 @@ class PredictConfig(SourceConfig):
         ValueError: a number below its range, or a device that is not there.
     """
 
-    weights: Path = flag(Path("outputs"), "folder of a trained model, as training leaves it; or a released .pth file")
+    _usual_split: ClassVar[Split] = "val"
+
+    labels: Labels = flag(None, "format of the labels; empty: that of the model's classes")
+    weights: Path = flag(
+        Path("outputs"), "folder of a trained model, as training leaves it; or a released .pth or .ckpt file"
+    )
     model: str = flag("sparseocc", "which model a released file is of; a folder says it itself")
     preset: str | None = flag(None, "preset that a released file was trained as", aliases=("config",))
     output_dir: Path = flag(
@@ -207,6 +262,7 @@ class PredictConfig(SourceConfig):
     )
     online: bool = flag(False, "each image goes through the network once and its features are remembered")
     pictures: bool = flag(False, "also draw every prediction, and every scene as an animation, into pictures/")
+    meshes: bool = flag(False, "also write every prediction's surface as meshes/<token>.ply")
 
     def __post_init__(self) -> None:
         import torch
@@ -233,14 +289,28 @@ class EvaluateConfig(PredictConfig):
         ValueError: a metric that there is not; see also `PredictConfig`.
     """
 
-    metrics: tuple[str, ...] = flag(("miou", "rayiou"), f"which of {', '.join(METRICS)}", aliases=("eval",))
+    metrics: tuple[str, ...] = flag(
+        (),
+        f"which of {', '.join(METRICS)}; empty: miou,rayiou, or ssc of KITTI, NYUv2 and TartanAir",
+        aliases=("eval",),
+    )
     mask: Literal["camera", "lidar", "none"] = flag("camera", "mIoU counts voxels that this sensor observed")
     allow_unreadable: bool = flag(False, "score without the samples that cannot be read, instead of refusing")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         names = (name.strip().lower() for text in self.metrics for name in text.split(","))
-        self.metrics = tuple(dict.fromkeys(names))
+        self.metrics = tuple(dict.fromkeys(name for name in names if name))
         unknown = [name for name in self.metrics if name not in METRICS]
-        if unknown or not self.metrics:
-            raise ValueError(f"metrics are some of {', '.join(METRICS)}; got {','.join(self.metrics) or 'none'}")
+        if unknown:
+            raise ValueError(f"metrics are some of {', '.join(METRICS)}; got {','.join(self.metrics)}")
+
+    def use(self, model: Any) -> None:
+        """As of every program; also the metrics that go with the labels."""
+        super().use(model)
+        self.metrics = self.metrics or (("ssc",) if self.is_tree else ("miou", "rayiou"))
+        if self.is_tree != (self.metrics == ("ssc",)):
+            raise ValueError(
+                f"--metrics={','.join(self.metrics)} with {self.labels} labels: ssc is the metric of KITTI, NYUv2 and "
+                "TartanAir, and the only one; the others have no ssc"
+            )

@@ -21,7 +21,10 @@ def training_labels(settings: TrainConfig, model: Any) -> LabelReader:
     source = settings.instances if model.panoptic else None
     mask = None if settings.label_mask == "none" else settings.label_mask
     rule = panoptic_instances if source == "boxes" else None
-    return settings.reader(mask=mask, instances=source, rule=rule)
+    reader = settings.reader(mask=mask, instances=source, rule=rule)
+    if not isinstance(reader, LabelReader):
+        raise ValueError(f"{settings.labels} labels teach scene completion; {settings.model} does not learn from them")
+    return reader
 
 
 def training_samples(

@@ -20,8 +20,8 @@ class Validation:
     Args:
         entry: the model's.
         model: what is trained.
-        settings: which frames (`validation_info_path`, `validation_samples` evenly spread ones), their labels and the
-            mask that mIoU uses.
+        settings: which frames (`validation_info_path`, or the split val of a data set of scene completion, and of
+            them `validation_samples` evenly spread ones), their labels and the mask that mIoU uses.
 
     Raises:
         ValueError: infos that cannot be read, or labels of another grid than the model's.
@@ -35,10 +35,14 @@ class Validation:
             labels=settings.labels,
             labels_root=settings.labels_root,
             **settings.picture_settings(),
+            split="val" if settings.is_tree else None,
+            sequences=settings.validation_sequences,
+            voxel_release=settings.voxel_release,
+            depth_root=settings.depth_root,
             mask=settings.label_mask,
-            metrics=("miou", "rayiou"),
             output_dir=settings.output_dir,
         )
+        self.settings.use(model.config)
         self.data = entry.test_data(model.config, self.settings)
         number = len(self.data.frames)
         wanted = min(number, settings.validation_samples or number)

@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from syntheocc.occupancy.perception.backbone_weights import read_state_dict
 from syntheocc.occupancy.perception.occdepth.config import OccDepthConfig
-from syntheocc.occupancy.perception.occdepth.image_encoder import ENCODERS
+from syntheocc.occupancy.perception.occdepth.image_encoder import ENCODERS, ImageEncoder
+from syntheocc.occupancy.perception.storage import load_weights
 
-__all__ = ["convert_state_dict", "our_name", "read_released"]
+__all__ = ["convert_state_dict", "load_encoder", "our_name", "read_released"]
 
 # What the published network never uses, or recomputes.
 _DEAD = (
@@ -120,6 +121,33 @@ def convert_state_dict(state: Mapping[str, Tensor], config: OccDepthConfig) -> t
         else:
             converted[ours] = value
     return converted, strange
+
+
+def load_encoder(model: nn.Module, path: str | Path) -> int:
+    """Load the image encoder's weights: a classifier of timm (``tf_efficientnet_b7...``) or of transformers.
+
+    Args:
+        model: an `OccDepth`; its encoder gets the weights.
+        path: .pth or .safetensors.
+
+    Returns:
+        how many tensors were loaded: all of the encoder's.
+
+    Raises:
+        ValueError: no such file, or it lacks a tensor of the encoder or has one of another shape.
+    """
+    encoder = model.get_submodule("image_network.encoder")
+    assert isinstance(encoder, ImageEncoder)
+    found: dict[str, Tensor] = {}
+    for name, value in read_state_dict(path).items():
+        plain = (
+            name.removeprefix("efficientnet.").replace("encoder.blocks.", "blocks.").replace("encoder.top_", "top_")
+        )
+        ours = our_name(f"net_rgb.encoder.original_model.{plain}", encoder.name)
+        found[plain if ours is None else ours.removeprefix(_IMAGE)] = value
+    wanted = encoder.state_dict()
+    load_weights(encoder, {name: value for name, value in found.items() if name in wanted}, str(path))
+    return len(wanted)
 
 
 def our_name(name: str, backbone: str) -> str | None:

@@ -1,7 +1,7 @@
 """Ready-made models and the recipes they are trained with: one function each (specs/occdepth.md 2.10, 4).
 
-Those named ``_legacy`` compute as the published code does, mistakes included: they are what released weights are loaded
-into. The others are the same networks with the mistakes corrected (`config.LEGACY` lists them), for training anew.
+Those named ``_legacy`` compute as the published code does, mistakes included: they are what released weights are
+loaded into. The others are the same networks with the mistakes corrected (`config.LEGACY` lists them).
 """
 
 import math
@@ -58,7 +58,7 @@ def log_weights(counts: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def kitti_b7() -> OccDepthPreset:
-    """SemanticKITTI, the paper's size: EfficientNet-B7, 64 channels (published: IoU 45.10, mIoU 15.90, hidden test)."""
+    """SemanticKITTI, the paper's size: EfficientNet-B7, 64 channels (published: hidden test IoU 45.10, mIoU 15.90)."""
     model = OccDepthConfig(
         grid=SEMANTIC_KITTI.spec,
         taxonomy=SEMANTIC_KITTI.taxonomy,

@@ -8,7 +8,7 @@ import torch
 from released_names import released_shapes
 
 from syntheocc.occupancy.perception.occdepth.config import as_published
-from syntheocc.occupancy.perception.occdepth.convert import convert_state_dict, our_name, read_released
+from syntheocc.occupancy.perception.occdepth.convert import convert_state_dict, load_encoder, our_name, read_released
 from syntheocc.occupancy.perception.occdepth.model import OccDepth
 from syntheocc.occupancy.perception.occdepth.presets import preset
 
@@ -148,3 +148,25 @@ def test_blocks_are_counted_by_the_encoder():
     assert our_name(name, "efficientnet_b3") == "image_network.encoder.blocks.5.depthwise_conv.depthwise_conv.weight"
     assert our_name(name, "efficientnet_b7") == "image_network.encoder.blocks.11.depthwise_conv.depthwise_conv.weight"
     assert our_name(name.replace("2.0", "2.9"), "efficientnet_b3") is None
+
+
+def test_an_encoder_comes_from_a_classifier(released, tmp_path):
+    """timm's names, a classifier's head included, and transformers' own."""
+    top = "net_rgb.encoder.original_model."
+    timm = {name.removeprefix(top): value for name, value in released.items() if name.startswith(top)}
+    torch.save(timm | {"classifier.weight": torch.zeros(1000, 320)}, tmp_path / "timm.pth")
+    model, other = OccDepth.from_preset("tiny"), OccDepth.from_preset("tiny")
+    assert load_encoder(model, tmp_path / "timm.pth") == len(model.image_network.encoder.state_dict())
+    assert torch.equal(model.image_network.encoder.embeddings.convolution.weight, timm["conv_stem.weight"])
+    theirs = {
+        f"efficientnet.{name if name.startswith('embeddings') else f'encoder.{name}'}": value
+        for name, value in model.image_network.encoder.state_dict().items()
+    }
+    torch.save(theirs, tmp_path / "transformers.pth")
+    load_encoder(other, tmp_path / "transformers.pth")
+    for name, value in model.image_network.encoder.state_dict().items():
+        assert torch.equal(value, other.image_network.encoder.state_dict()[name]), name
+    del timm["conv_head.weight"]
+    torch.save(timm, tmp_path / "cut.pth")
+    with pytest.raises(ValueError, match="cut.pth does not fit this model: missing top_conv.weight"):
+        load_encoder(model, tmp_path / "cut.pth")

@@ -1,0 +1,133 @@
+"""OccDepth as the programs see it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from syntheocc.engine.loading import BadSample
+from syntheocc.engine.ranks import Ranks
+from syntheocc.occupancy.perception.occdepth.augmentation import StereoAugmentation
+from syntheocc.occupancy.perception.occdepth.batch import StereoBatch, collate
+from syntheocc.occupancy.perception.occdepth.config import OccDepthConfig
+from syntheocc.occupancy.perception.occdepth.convert import load_encoder
+from syntheocc.occupancy.perception.occdepth.dataset import StereoFrames
+from syntheocc.occupancy.perception.occdepth.geometry import StereoCameras
+from syntheocc.occupancy.perception.occdepth.indoor_sources import stereo_source
+from syntheocc.occupancy.perception.occdepth.model import OccDepth
+from syntheocc.occupancy.perception.occdepth.presets import PRESETS, PUBLISHED, OccDepthRecipe
+from syntheocc.occupancy.perception.occdepth.settings import OccDepthTrainConfig
+from syntheocc.occupancy.perception.occdepth.sources import StereoSource
+from syntheocc.occupancy.perception.occdepth.step import OccDepthStep
+from syntheocc.occupancy.perception.prediction import OccupancyPrediction
+from syntheocc.occupancy.perception.registry import GeneratorOf, ModelEntry
+from syntheocc.occupancy.perception.settings import PredictConfig, SourceConfig, TrainConfig
+from syntheocc.occupancy.perception.shared_norms import share_batch_norms
+from syntheocc.occupancy.perception.sources import ROUNDS
+from syntheocc.occupancy.perception.trees import TREES
+
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+# What each data set has of depth: that of KITTI's teacher is made by utils/gen_depth.py.
+_DEPTHS: dict[str, Any] = {"semantic_kitti": "stereo", "nyuv2": "sensor", "tartanair": "sensor"}
+
+
+class OccDepthEntry(ModelEntry):
+    """Learns scene completion from stereo pairs, single pictures, or pictures with depth."""
+
+    name = "occdepth"
+    model_class = OccDepth
+    presets = PRESETS
+    published = PUBLISHED
+    train_settings = OccDepthTrainConfig
+    collate = staticmethod(collate)
+
+    def fit(self, config: OccDepthConfig, settings: TrainConfig) -> OccDepthConfig:
+        """The preset as it is: its grid, classes and readers are one data set's."""
+        if settings.labels != config.dataset:
+            raise ValueError(
+                f"preset {settings.preset} is made for {config.dataset}; --labels={settings.labels} has other classes "
+                f"on another grid. Presets of {settings.labels}: {', '.join(_presets_for(settings.labels)) or 'none'}"
+            )
+        if settings.frames_per_sample not in (None, 1):
+            raise ValueError(f"frames_per_sample is {settings.frames_per_sample}; OccDepth sees one instant")
+        return config
+
+    def training_data(self, config: OccDepthConfig, recipe: Any, settings: TrainConfig) -> StereoFrames:
+        """Samples with mirrored pictures and changed colours, and the depth that the config learns from."""
+        assert isinstance(settings, OccDepthTrainConfig) and isinstance(recipe, OccDepthRecipe)
+        depth = settings.teacher
+        if depth == "preset":
+            depth = _DEPTHS[config.dataset] if recipe.teacher else "none"
+        if config.virtual_view:
+            depth = "sensor"
+        elif not config.depth_loss_weight or config.lift == "flosp":
+            depth = "none"
+        source = _source(config, settings, None if depth == "none" else depth, labels=True)
+        return StereoFrames(
+            source,
+            StereoAugmentation(jitter=recipe.color_jitter, flip=0.5 if recipe.flip_images else 0.0),
+            seed=settings.seed,
+            rounds=max(ROUNDS, settings.epochs or 0),
+            unreadable=BadSample,
+        )
+
+    def build(self, config: OccDepthConfig, settings: TrainConfig) -> OccDepth:
+        """Random weights; `backbone_weights` are those of an EfficientNet."""
+        assert isinstance(settings, OccDepthTrainConfig)
+        model = OccDepth(config)
+        if settings.backbone_weights is not None:
+            print(f"{settings.backbone_weights}: {load_encoder(model, settings.backbone_weights)} tensors loaded")
+        model.gradient_checkpointing_enable(settings.gradient_checkpointing)
+        if settings.share_batch_norms and Ranks.from_environment().world > 1:
+            share_batch_norms(model)
+        return model
+
+    def step(self, model: OccDepth, settings: TrainConfig, generator_of: GeneratorOf) -> OccDepthStep:
+        """The eight losses."""
+        return OccDepthStep(model)
+
+    def parameter_groups(self, model: OccDepth, recipe: Any, learning_rate: float) -> list[dict[str, Any]]:
+        """All alike, but for the encoder's rate."""
+        return model.parameter_groups(recipe, learning_rate)
+
+    def test_data(self, config: OccDepthConfig, settings: PredictConfig) -> StereoFrames:
+        """All frames as they are; depth for a virtual second view alone."""
+        source = _source(config, settings, "sensor" if config.virtual_view else None, labels=False)
+        return StereoFrames(source, unreadable=BadSample)
+
+    def predictor(
+        self, model: OccDepth, settings: PredictConfig, data: Any
+    ) -> Callable[[StereoBatch], OccupancyPrediction]:
+        """The most likely class of every voxel."""
+        if settings.threshold:
+            raise ValueError("OccDepth predicts classes, no density that a threshold could cut: leave --threshold out")
+        if settings.online:
+            raise ValueError("OccDepth sees one instant and remembers nothing: leave --online out")
+        device = next(model.parameters()).device
+        dtype = _DTYPES.get(settings.half)
+
+        def predict(batch: StereoBatch) -> OccupancyPrediction:
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                return model.predict(batch.images, StereoCameras.of_batch(batch), batch.depth)
+
+        return predict
+
+
+def _source(config: OccDepthConfig, settings: SourceConfig, depth: Any, labels: bool) -> StereoSource:
+    """The samples' source; prediction reads frames beyond `max_samples` too, whoever calls says which count."""
+    more: dict[str, Any] = {}
+    if config.dataset == "semantic_kitti":
+        more = {
+            "release": settings.voxel_release,
+            "labels_root": settings.labels_root,
+            "depth_root": settings.depth_root,
+        }
+    frames = settings.frames() if labels else settings.frames(everything=True, unreadable={})
+    return stereo_source(config, frames, depth, labels, **more)
+
+
+def _presets_for(dataset: str) -> list[str]:
+    return [name for name, make in PRESETS.items() if make()[0].dataset == dataset] if dataset in TREES else []
+
+
+ENTRY = OccDepthEntry()
