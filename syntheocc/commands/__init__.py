@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `syntheocc` command; returns the exit status."""
     import tyro
 
-    from syntheocc.commands import demo, evaluate, generate, infos, mpi, occupancy, world
+    from syntheocc.commands import demo, evaluate, generate, infos, loop, mpi, occupancy, world
 
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["occupancy"]:
@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "demo": (demo.DemoConfig, demo.run),
         "mpi": (mpi.MPIConfig, mpi.run),
         "generate": (generate.GenerateConfig, generate.run),
+        "loop": (loop.LoopConfig, loop.run),
         "world": (world.WorldConfig, world.run),
         "infos": (infos.InfosConfig, infos.run),
         "evaluate": (evaluate.EvaluateConfig, evaluate.run),
