@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stereo_scene import left_camera, render, write_planes
+from kitti_scene import left_camera, render, write_planes
 
 from syntheocc.commands import exit_status
 from syntheocc.commands.depth import DepthConfig, run

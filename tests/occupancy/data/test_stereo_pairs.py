@@ -3,8 +3,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from kitti_scene import CAR, WALL, left_camera, render, write_planes
 from PIL import Image
-from stereo_scene import CAR, WALL, left_camera, render, write_planes
 
 from syntheocc.occupancy.data import kitti
 from syntheocc.occupancy.data.stereo_matching import (

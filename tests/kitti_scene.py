@@ -51,12 +51,13 @@ def _texture(places: np.ndarray, seed: int) -> np.ndarray:
 
 
 def scene_grid() -> OccupancyGrid:
-    """Labels: the car is solid behind its back, what is behind the wall is unknown."""
+    """Labels: the car is solid behind its back; behind the wall, and low down at the sides, nothing is known."""
     labels = np.zeros((256, 256, 32), np.uint8)
     labels[10:120, :, 1] = CLASSES["road"]
     labels[40:60, 120:136, 1:11] = CLASSES["car"]
     labels[120] = CLASSES["building"]
     labels[121:] = 255
+    labels[:, :80, :3] = labels[:, 176:, :3] = 255
     return OccupancyGrid(labels, *SEMANTIC_KITTI, torch.eye(4, dtype=torch.float64))
 
 
