@@ -23,6 +23,7 @@ from syntheocc.engine.files import atomic_write_json
 from syntheocc.occupancy.grids import Preset
 from syntheocc.occupancy.perception.batch import OccupancyBatch
 from syntheocc.occupancy.perception.sparseocc import SparseOcc, presets
+from syntheocc.occupancy.perception.sparseocc.acceleration import RecordedSparseOcc
 from syntheocc.occupancy.perception.sparseocc.inference import predict_grids
 
 
@@ -70,6 +71,7 @@ class Contender:
         setting: its name.
         save: (network, folder) -> None, in half precision.
         rays: whether it learns from lidar rays.
+        record: see below.
     """
 
     preset: Preset
@@ -83,6 +85,8 @@ class Contender:
     setting: str
     save: Callable[[Any, Path], None]
     rays: bool = False
+    record: Callable[[Any, torch.dtype | None], None] | None = None
+    """(network, dtype of autocast) -> None: `losses` replays the network's passes from now on; None: it cannot."""
 
 
 def sparseocc(preset: str, image_size: tuple[int, int], **changes: Any) -> Contender:
@@ -99,12 +103,16 @@ def sparseocc(preset: str, image_size: tuple[int, int], **changes: Any) -> Conte
 
     def losses(model: SparseOcc, batch: OccupancyBatch, dtype: torch.dtype | None) -> dict[str, Tensor]:
         assert batch.semantics is not None
+        network = vars(model).get("recorded", model)
         with torch.autocast(batch.images.device.type, dtype, enabled=dtype is not None):
-            output = model(batch.images, batch.ego2img)
+            output = network(batch.images, batch.ego2img)
         # Every process trains a model of its own, and would else wait for the others.
         model.criterion.across_ranks = False
         # The losses in single precision: sums over a hundred thousand voxels.
         return model.losses(output, batch.semantics, batch.instances)
+
+    def record(model: SparseOcc, dtype: torch.dtype | None) -> None:
+        vars(model)["recorded"] = RecordedSparseOcc(model, dtype)
 
     def groups(model: SparseOcc, rate: float) -> list[dict[str, Any]]:
         # The published tenth of the rate is for a pretrained backbone.
@@ -124,6 +132,7 @@ def sparseocc(preset: str, image_size: tuple[int, int], **changes: Any) -> Conte
         return merged, (panoptic.semantics, panoptic.instances)
 
     def save(model: SparseOcc, folder: Path) -> None:
+        vars(model).pop("recorded", None)
         half = copy.deepcopy(model).half()
         for module in half.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -141,6 +150,7 @@ def sparseocc(preset: str, image_size: tuple[int, int], **changes: Any) -> Conte
         settings=(0.01, 0.05, 0.1, 0.2, 0.3, 0.5),
         setting="voxel_threshold",
         save=save,
+        record=record,
     )
 
 
@@ -208,14 +218,19 @@ class Training:
         drives: with labels of the arm's kind.
         schedule: see there; its steps may be set later than the first ones are made.
         half: autocast to bfloat16.
+        recorded: replay the network's passes where that is possible, see `recording_agrees`.
     """
 
-    def __init__(self, contender: Contender, arm: Arm, drives: Drives, schedule: Schedule, half: bool):
+    def __init__(
+        self, contender: Contender, arm: Arm, drives: Drives, schedule: Schedule, half: bool, recorded: bool = False
+    ):
         device = drives.images.device
         torch.manual_seed(schedule.seed)
         self.model = contender.make(arm).to(device)
         self.contender, self.arm, self.drives, self.schedule = contender, arm, drives, schedule
         self.dtype = torch.bfloat16 if half else None
+        if recorded and contender.record is not None:
+            contender.record(self.model, self.dtype)
         groups = contender.groups(self.model, schedule.learning_rate)
         self.optimizer = torch.optim.AdamW(groups, weight_decay=schedule.weight_decay, fused=device.type == "cuda")
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -228,8 +243,9 @@ class Training:
             group["lr"] = rate * self.schedule.rate(self.step)
         rows, flips = next(self.draws)
         batch = self.drives.batch(rows, self.arm.frames, self.arm.labels, flips)
-        losses = self.contender.losses(self.model, batch, self.dtype)
+        # Before the network is replayed: gradients lie where a replay writes.
         self.optimizer.zero_grad(set_to_none=True)
+        losses = self.contender.losses(self.model, batch, self.dtype)
         losses["loss"].backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.max_grad_norm, foreach=True)
         self.step += 1
@@ -248,8 +264,14 @@ class Training:
         mean = float(torch.stack(losses).mean())
         return mean if math.isfinite(mean) and not self.skipped else math.inf
 
+    def losses_of(self, steps: int) -> list[float]:
+        """The loss of each of so many steps."""
+        self.model.train()
+        return torch.stack([self.one()["loss"] for _ in range(steps)]).tolist()
+
     def parts(self, now: Callable[[], float]) -> dict[str, float]:
         """Seconds of the parts of one step without an update; `now` waits for the device."""
+        self.optimizer.zero_grad(set_to_none=True)
         times = [now()]
         rows, flips = next(self.draws)
         batch = self.drives.batch(rows, self.arm.frames, self.arm.labels, flips)
@@ -295,3 +317,22 @@ class Training:
         }
         atomic_write_json(folder / "training.json", facts)
         return facts
+
+
+def recording_agrees(contender: Contender, arm: Arm, drives: Drives, schedule: Schedule) -> str | None:
+    """Does training with recorded passes go the way of plain training here? None: it does; else why it is left out.
+
+    Twelve steps of both, of the same seed and samples: points and dropout are drawn anew, so that losses differ by a
+    little; a wrong gradient would leave them where they began.
+    """
+    if contender.record is None or not drives.images.is_cuda:
+        return "not for this model or device"
+    few = replace(schedule, steps=40, learning_rate=1e-3)
+    try:
+        plain, recorded = (
+            Training(contender, arm, drives, few, half=True, recorded=flag).losses_of(12) for flag in (False, True)
+        )
+    except RuntimeError as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    apart = max(abs(one - other) / abs(other) for one, other in zip(recorded, plain, strict=True))
+    return None if apart < 0.05 else f"losses differ by {apart:.3f}: {plain[-1]:.2f} and {recorded[-1]:.2f}"

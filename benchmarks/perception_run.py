@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from perception_checks import checked_operators
 from perception_data import ACCUMULATED, EXACT, Drives, Exam, Order, Workshop, drives_of_all, exam_of_all
-from perception_models import ARMS, MODELS, Arm, Contender, Schedule, Training
+from perception_models import ARMS, MODELS, Arm, Contender, Schedule, Training, recording_agrees
 from perception_scores import AT_ONCE, best_setting, commonest, constant, count
 from processes import Clock, agreed, device_of, group, kept_going
 from safetensors.torch import save_file
@@ -56,6 +56,13 @@ def run(args: Namespace) -> dict | None:
         facts["operators"] = checked_operators(device)
         say(f"operators: {facts['operators'] or 'plain torch'}", everyone=True)
         failures: list[str] = []
+        if drives.images.is_cuda and mine and contender.record is not None:
+            trial = Schedule(12, args.batch, 1e-3, args.seed)
+            fault = recording_agrees(contender, ARMS[mine[0]], drives, trial)
+            say(f"steps recorded as CUDA graphs: {fault or 'yes'}", everyone=True)
+            facts["recorded"] = fault is None
+            if fault is not None:
+                contender = replace(contender, record=None)
         schedule = planned(args, contender, mine, drives, exams, ranks, clock, say)
         facts |= {"schedule": vars(schedule), "learning_from": len(drives)}
         say(f"every arm has {schedule.steps} steps of {schedule.batch} samples, {clock.left():.0f} s are left")
@@ -175,7 +182,7 @@ def tried_rates(args: Namespace, contender: Contender, drives: Drives, ranks: Ra
     trial = ARMS[names[len(names) // 2]] if contender.rays else Arm(4)
     for rate in ranks.share(rates):
         schedule = Schedule(args.trial_steps, args.batch, rate, args.seed, constant=True)
-        found[rate] = Training(contender, trial, drives, schedule, half=drives.images.is_cuda).trial()
+        found[rate] = Training(contender, trial, drives, schedule, half=drives.images.is_cuda, recorded=True).trial()
     parts = ranks.gather(found)
     return {rate: part[rate] for rate in rates for part in parts if rate in part}
 
@@ -191,7 +198,7 @@ def step_seconds(
 ) -> tuple[float, float, dict[str, float]]:
     """Seconds of a training step, of all exams, and of a step's parts, from a network that is thrown away."""
     on_gpu = drives.images.is_cuda
-    training = Training(contender, arm, drives, replace(schedule, steps=10_000), half=on_gpu)
+    training = Training(contender, arm, drives, replace(schedule, steps=10_000), half=on_gpu, recorded=True)
     training.model.train()
     warm, timed = (6, 12) if on_gpu else (1, 2)
     for i in range(warm + timed):
@@ -252,7 +259,7 @@ def one_arm(
     if (folder / "result.json").is_file():
         say("done before")
         return read_json(folder / "result.json")
-    training = Training(contender, ARMS[name], drives, schedule, half=drives.images.is_cuda)
+    training = Training(contender, ARMS[name], drives, schedule, half=drives.images.is_cuda, recorded=True)
     facts = training.run(folder, say, enough)
     say(f"{facts['steps']} steps in {facts['seconds_training']:.0f} s, last loss {facts['last_loss']:.2f}")
     training.model.eval()

@@ -15,10 +15,10 @@ import torch
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
+from syntheocc.engine.recorded import RecordedNetworks
 from syntheocc.models.attention import NEW_LAYERS_VIDEO
 from syntheocc.models.channels_last import to_channels_last
 from syntheocc.models.master_weights import to_master_weights
-from syntheocc.training.recorded import RecordedNetworks
 from syntheocc.training.step import SyntheOccStep
 
 Trained = Literal["crossview+controlnet", "crossframe", "all"]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import sdpa_kernel
 
 from syntheocc.engine.batch import mix_seed
+from syntheocc.engine.recorded import RecordedNetworks
 from syntheocc.models import MPIControlNetModel, MultiviewUNet2DConditionModel
 from syntheocc.models.neighbors import previous_and_next
 from syntheocc.occupancy.rendering.mpi import render_mpi
@@ -24,7 +25,6 @@ from syntheocc.pipelines.sources import condition_spec
 from syntheocc.training.batch import TrainingBatch
 from syntheocc.training.dropout import ConditionDropout
 from syntheocc.training.loss_weights import LossWeights, foreground_table, loss_weight_map
-from syntheocc.training.recorded import RecordedNetworks
 from syntheocc.training.targets import training_target
 
 # Texts whose embeddings are kept while the text encoder is frozen: 256 of SD 2.1's in half precision are 40 MB.

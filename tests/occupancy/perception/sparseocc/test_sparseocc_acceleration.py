@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from syntheocc.occupancy.perception.sparseocc import SparseOcc
-from syntheocc.occupancy.perception.sparseocc.acceleration import prepare_for_inference
+from syntheocc.occupancy.perception.sparseocc.acceleration import RecordedSparseOcc, prepare_for_inference
 from syntheocc.occupancy.perception.sparseocc.temporal import OnlinePredictor
 
 
@@ -74,3 +74,36 @@ def test_recorded_predictions_are_the_launched_ones(trained):
     assert len(recorded._recordings) == 2
     recorded.clear()
     assert not recorded._recordings and len(recorded) == 0
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_recorded_passes_train_alike(trained, version, device):
+    """The same losses and gradients in every step, also after the weights have changed in place."""
+    _, images, ego2img = trained
+    images, ego2img = images.to(device), ego2img.to(device)
+    torch.manual_seed(1)
+    # Without points drawn at random, the mask decoder's iterations, and without dropout both ways are comparable.
+    model = SparseOcc.from_preset("tiny", version=version, mask_iterations=0, dropout=0.0).to(device).train()
+    recorded = RecordedSparseOcc(model)
+    semantics = torch.randint(0, 18, (1, *model.config.grid.shape), device=device, dtype=torch.uint8)
+    for step in range(3):
+        found = []
+        for network in (model, recorded):
+            model.zero_grad(set_to_none=True)
+            losses = model.losses(network(images, ego2img), semantics)
+            losses["loss"].backward()
+            found.append(
+                (losses["loss"].item(), [None if p.grad is None else p.grad.clone() for p in model.parameters()])
+            )
+        assert found[0][0] == pytest.approx(found[1][0], rel=1e-4), step
+        for one, other in zip(found[0][1], found[1][1], strict=True):
+            if one is None or other is None:
+                # A replay gives zeros for what an output without a gradient led to.
+                assert all(g is None or not g.any() for g in (one, other))
+            else:
+                torch.testing.assert_close(other, one, rtol=1e-2, atol=1e-3 * float(one.abs().max()) + 1e-6)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.001)
+    assert len(recorded._networks._recordings) == (1 if device == "cuda" else 0)

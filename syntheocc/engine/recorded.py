@@ -1,12 +1,12 @@
-"""UNet and ControlNet of a training step as CUDA graphs, forward and backward: recorded once, replayed every step.
+"""Networks of a training step as CUDA graphs, forward and backward: recorded once, replayed every step.
 
 A step launches thousands of kernels, and launching them can take the CPU as long as the GPU needs to run them, or
-longer where the model is small. What depends on the step (draws, captions, the condition's encoding, the loss)
-stays outside, so that only shapes have to be the same from step to step.
+longer where the model is small. What depends on the step (captions, labels, the loss) stays outside, so that only
+shapes have to be the same from step to step. Numbers drawn from torch's own state are new ones in every replay.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ __all__ = ["RecordedNetworks"]
 _WARM_UP = 3
 # Each holds a step's activations; shapes beyond these run as they are.
 _MOST = 2
+
+Outputs: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
 class RecordedNetworks:
@@ -31,14 +33,15 @@ class RecordedNetworks:
         self.parameters = list(parameters)
         self._recordings: dict[tuple, _Recording] = {}
 
-    def __call__(self, function: Callable[..., Tensor], key: tuple, inputs: Sequence[Tensor]) -> Tensor:
+    def __call__(self, function: Callable[..., Outputs], key: tuple, inputs: Sequence[Tensor]) -> Any:
         """`function(*inputs)`, with gradients for inputs and parameters.
 
         Runs the function as it is where a recording would be wrong: on a CPU, without gradients, and while gradients
         of an earlier micro batch are waiting (they lie in the memory that a replay writes to).
 
         Args:
-            function: must not wait for the device, and depend on nothing but its arguments, the parameters and `key`.
+            function: returns a tensor or a tuple of tensors; must not wait for the device, and depend on nothing but
+                its arguments, the parameters, torch's own random state and `key`.
             key: what else a recording depends on.
             inputs: on one device.
         """
@@ -50,7 +53,9 @@ class RecordedNetworks:
             if len(self._recordings) == _MOST:
                 return function(*inputs)
             self._recordings[key, shapes] = _Recording(function, inputs, self.parameters)
-        return _Replay.apply(self._recordings[key, shapes], *inputs, *self.parameters)
+        recording = self._recordings[key, shapes]
+        outputs = _Replay.apply(recording, *inputs, *self.parameters)
+        return outputs[0] if recording.single else outputs
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copy of a model has parameters of its own, and goes without recordings."""
@@ -59,49 +64,68 @@ class RecordedNetworks:
 class _Recording:
     """One forward and one backward pass for inputs of certain shapes."""
 
-    def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor], parameters: Sequence[nn.Parameter]):
+    def __init__(self, function: Callable[..., Outputs], inputs: Sequence[Tensor], parameters: Sequence[nn.Parameter]):
         self.function = function  # what it refers to has to stay in memory
         # Leaves of the recorded pass, with the strides of what comes.
         self.inputs = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in inputs]
         wanted = [tensor for tensor in (*self.inputs, *parameters) if tensor.requires_grad]
 
-        def backward(output: Tensor, gradient: Tensor) -> tuple[Tensor | None, ...]:
-            return torch.autograd.grad(output, wanted, gradient, allow_unused=True)
+        self.single = False
+
+        def forward() -> tuple[Tensor, ...]:
+            found = function(*self.inputs)
+            self.single = isinstance(found, Tensor)
+            return (found,) if isinstance(found, Tensor) else tuple(found)
+
+        def backward(outputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+            pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None]
+            return torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True)
+
+        def zeros(outputs: Sequence[Tensor]) -> list[Tensor | None]:
+            return [torch.zeros_like(one) if one.requires_grad else None for one in outputs]
 
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(_WARM_UP):
-                output = function(*self.inputs)
-                backward(output, torch.zeros_like(output))
-                del output
+                outputs = forward()
+                backward(outputs, zeros(outputs))
+                del outputs
         torch.cuda.current_stream().wait_stream(side)
         pool = torch.cuda.graph_pool_handle()
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # "thread_local": a loader's thread may pin memory meanwhile.
         with torch.cuda.graph(self.forward, pool=pool, capture_error_mode="thread_local"):
-            output = function(*self.inputs)
-        self.output_gradient = torch.zeros_like(output)
+            outputs = forward()
+        self.output_gradients = zeros(outputs)
         with torch.cuda.graph(self.backward, pool=pool, capture_error_mode="thread_local"):
-            found = iter(backward(output, self.output_gradient))
+            found = iter(backward(outputs, self.output_gradients))
         # One for each input and parameter, None where there is none.
         self.gradients = [next(found) if t.requires_grad else None for t in (*self.inputs, *parameters)]
-        self.output = output.detach()
+        self.outputs = [one.detach() for one in outputs]
 
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, recording: _Recording, *tensors: Tensor) -> Tensor:
+    def forward(ctx, recording: _Recording, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.recording = recording
+        ctx.set_materialize_grads(False)
         for static, tensor in zip(recording.inputs, tensors, strict=False):
             static.detach().copy_(tensor)
         recording.forward.replay()
-        return recording.output.detach()
+        outputs = tuple(one.detach() for one in recording.outputs)
+        ctx.mark_non_differentiable(
+            *(one for one, g in zip(outputs, recording.output_gradients, strict=True) if g is None)
+        )
+        return outputs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         recording = ctx.recording
-        recording.output_gradient.copy_(gradient)
+        for static, gradient in zip(recording.output_gradients, gradients, strict=True):
+            if static is not None:
+                # An output that the loss did not use has no gradient.
+                static.zero_() if gradient is None else static.copy_(gradient)
         recording.backward.replay()
         return (None, *(None if one is None else one.detach() for one in recording.gradients))
