@@ -28,6 +28,8 @@ _EXPORTS = {
     "PlaneSpec": "rendering.mpi",
     "SemanticMPI": "rendering.mpi",
     "render_mpi": "rendering.mpi",
+    "Editor": "editing",
+    "Recipe": "editing",
     "cast_rays": "rendering.raycast",
     "Taxonomy": "taxonomy",
     "TAXONOMIES": "taxonomy",
@@ -54,6 +56,8 @@ __all__ = [
     "PlaneSpec",
     "SemanticMPI",
     "render_mpi",
+    "Editor",
+    "Recipe",
     "cast_rays",
     "Taxonomy",
     "TAXONOMIES",
@@ -64,6 +68,7 @@ __getattr__, __dir__ = lazy_attributes(__name__, _EXPORTS)
 if TYPE_CHECKING:
     from syntheocc.occupancy.cameras import NUSCENES_CAMERAS, Camera, CameraRig
     from syntheocc.occupancy.distortion import BrownConrady, KannalaBrandt
+    from syntheocc.occupancy.editing import Editor, Recipe
     from syntheocc.occupancy.grids import (
         NYUV2,
         OCC3D_NUSCENES,

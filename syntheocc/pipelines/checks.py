@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from syntheocc.models import MPIControlNetModel, MultiviewUNet2DConditionModel
-from syntheocc.pipelines.conditions import Conditions, gather_conditions
+from syntheocc.pipelines.conditions import Conditions, edited_occupancy, gather_conditions
 from syntheocc.pipelines.guidance import Guidance
 from syntheocc.pipelines.prompts import check_embeds, count_prompts, spread_prompts
 from syntheocc.pipelines.sources import MPISource, condition_spec
@@ -103,6 +103,7 @@ def check_call(
     occupancy: Any = None,
     cameras: Any = None,
     mpi: Any = None,
+    edit: Any = None,
     negative_prompt: Any = None,
     num_images_per_prompt: int = 1,
     height: int | None = None,
@@ -145,6 +146,7 @@ def check_call(
     if clip_skip is not None and not (isinstance(clip_skip, Integral) and layers and 0 <= clip_skip <= layers):
         raise ValueError(f"clip_skip={clip_skip}; the text encoder has {layers} layers, give 0..{layers}")
 
+    occupancy = edited_occupancy(occupancy, edit)
     conditions = gather_conditions(occupancy, cameras, mpi, _count_samples(prompt, prompt_embeds))
     samples, views = conditions.num_samples, conditions.num_views
     guided = Guidance(guidance_scale, mpi_guidance_scale).needs_negative_text

@@ -3,6 +3,7 @@
 S samples, F frames, V views, D planes, h w latent size, K neighbours of a view.
 """
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,9 +11,12 @@ import torch
 from torch import Tensor
 
 from syntheocc.occupancy.cameras import CameraRig
+from syntheocc.occupancy.editing import Recipe
 from syntheocc.occupancy.grids import OccupancyGrid
 from syntheocc.occupancy.rendering.mpi import SemanticMPI
 from syntheocc.pipelines.sources import GridSource, MPISource, Source
+
+Edit = Recipe | str | os.PathLike
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,44 @@ class Conditions:
             for i in (list(row) for row in rows)
         ]
         return picked if self.video else picked[0]
+
+
+def edited_occupancy(occupancy: Any, edit: Any) -> Any:
+    """`occupancy` (a grid, S of them, or S lists of F) taken through recipes: one, a file, or S of either or None.
+
+    A grid that samples or frames share is edited once for each recipe. Raises ValueError where there is no occupancy,
+    the counts disagree, or an edit cannot be made.
+    """
+    if edit is None:
+        return occupancy
+    if occupancy is None:
+        raise ValueError("`edit=` changes `occupancy=`, and there is none: what is rendered already cannot be edited")
+    done: dict[tuple[int, int], OccupancyGrid] = {}
+
+    def through(value: Any, recipe: Recipe | None) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [through(item, recipe) for item in value]
+        if recipe is None or not isinstance(value, OccupancyGrid):
+            return value
+        key = (id(value), id(recipe))
+        if key not in done:
+            done[key] = recipe.apply(value)
+        return done[key]
+
+    if not isinstance(edit, (list, tuple)):
+        return through(occupancy, _recipe(edit))
+    values = occupancy if isinstance(occupancy, (list, tuple)) else [occupancy] * len(edit)
+    if len(values) != len(edit):
+        raise ValueError(f"{len(edit)} edits for {len(values)} samples; give one for all, or one (or None) a sample")
+    return [through(value, _recipe(one)) for value, one in zip(values, edit, strict=True)]
+
+
+def _recipe(edit: Any) -> Recipe | None:
+    if edit is None or isinstance(edit, Recipe):
+        return edit
+    if not isinstance(edit, (str, os.PathLike)):
+        raise ValueError(f"`edit` is a Recipe or the path of a recipe's JSON file, got {_show(edit)}")
+    return Recipe.load(edit)
 
 
 def gather_conditions(occupancy: Any, cameras: Any, mpi: Any, num_prompts: int | None) -> Conditions:

@@ -24,7 +24,7 @@ from syntheocc.models import MPIControlNetModel, MultiviewUNet2DConditionModel, 
 from syntheocc.occupancy import CameraRig, OccupancyGrid, SemanticMPI
 from syntheocc.pipelines.acceleration import FastPathMixin
 from syntheocc.pipelines.checks import check_call, check_callback, check_components, check_dtypes
-from syntheocc.pipelines.conditions import Conditions
+from syntheocc.pipelines.conditions import Conditions, Edit
 from syntheocc.pipelines.guidance import Guidance
 from syntheocc.pipelines.loading import LoadingMixin
 from syntheocc.pipelines.pipeline_output import SyntheOccPipelineOutput
@@ -345,6 +345,7 @@ class SyntheOccPipeline(
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         clip_skip: int | None = None,
+        edit: Edit | Sequence[Edit | None] | None = None,
     ) -> SyntheOccPipelineOutput | tuple:
         r"""Generate the views of a rig.
 
@@ -375,6 +376,7 @@ class SyntheOccPipeline(
             callback_on_step_end: called as f(pipe, step, timestep, tensors), may return changed tensors.
             callback_on_step_end_tensor_inputs: which of "latents", "prompt_embeds", "negative_prompt_embeds" it sees.
             clip_skip: last layers of the text encoder to leave out.
+            edit: a recipe of `occupancy.editing`, or its file, through which `occupancy` goes first; or a list of S.
 
         Examples:
 
@@ -391,6 +393,7 @@ class SyntheOccPipeline(
             occupancy=occupancy,
             cameras=cameras,
             mpi=mpi,
+            edit=edit,
             height=height,
             width=width,
             num_inference_steps=num_inference_steps,
