@@ -159,7 +159,7 @@ class OccDepth(nn.Module):
         images = images[:, :pictures]
         if images.dtype == torch.uint8:
             images = self.normalise(images)
-        images = images.to(self._image_mean.dtype)
+        images = images.to(next(self.image_network.parameters()).dtype)
         if config.detach_second_view and pictures == 2 and torch.is_grad_enabled():
             with torch.no_grad():
                 second = self.image_network(images[:, 1])
