@@ -4,6 +4,7 @@ The result for a sample depends on the seed and the sample's token only, not on 
 With ``--as_dataset OUT`` the result is a data root like the original (`commands.dataset`).
 """
 
+import dataclasses
 import hashlib
 import math
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from syntheocc.commands.mpi import mpi_settings, mpi_stems
+from syntheocc.commands.own_scene import check_own_scene, own_frames, own_grid
 from syntheocc.commands.published import TrainingOnlyFlags, ignored_flags
 from syntheocc.commands.samples import OccupancyKind, SampleConfig
 from syntheocc.engine.flags import flag
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from syntheocc.commands.outputs import OutputFolder
     from syntheocc.engine.ranks import Ranks
+    from syntheocc.occupancy import OccupancyGrid
     from syntheocc.occupancy.data.frames import Frame
     from syntheocc.pipelines import SyntheOccPipeline
     from syntheocc.pipelines.sources import ConditionSpec
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 _SETTINGS = (
     "pretrained_model_name_or_path model_path_infer revision variant mixed_precision occ_kind occ_path mtp_path "
     "prompt use_captions caption_path negative_prompt seed height width num_inference_steps cfg_scale "
-    "mpi_guidance_scale controlnet_conditioning_scale"
+    "mpi_guidance_scale controlnet_conditioning_scale rig occupancy"
 ).split()
 
 
@@ -77,6 +80,13 @@ class GenerateConfig(SampleConfig):
     ctrl_channel: int | None = flag(None, "channels of the condition (257: 256 planes + nearest class), only checked")
     curr_gpu: int | None = flag(None, "index of the GPU to use; under a launcher each process has its own")
     real_row: bool = flag(True, "show the real pictures in the strips")
+    rig: Path | None = flag(
+        None, "your own cameras: a rig file (YAML or JSON, docs/rigs.md) or a KITTI-360 calibration folder"
+    )
+    occupancy: tuple[str, ...] = flag(
+        (),
+        "your own grids, one sample each, seen by --rig: .npz files (docs/rigs.md), or files of --occ_kind's format",
+    )
     as_dataset: Path | None = flag(
         None,
         "write a data root like the original instead, whose key frames' pictures are the generated ones: tables, "
@@ -95,10 +105,23 @@ class GenerateConfig(SampleConfig):
         for name in ("cfg_scale", "mpi_guidance_scale", "controlnet_conditioning_scale"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be a finite number, got {getattr(self, name)}")
+        check_own_scene(self)
+
+    def read_frames(self) -> tuple[list["Frame"], dict[str, str]]:
+        """All samples, and token -> reason of those that are damaged (see `SampleConfig.read_frames`)."""
+        frames, unreadable = ([], {}) if self.occupancy else super().read_frames()
+        return (frames if self.rig is None else own_frames(self, frames)), unreadable
+
+    def read_grid(self, frame: "Frame", kind: OccupancyKind) -> "OccupancyGrid":
+        """The occupancy of one sample (see `SampleConfig.read_grid`)."""
+        return own_grid(self, frame) if self.occupancy else super().read_grid(frame, kind)
 
     def settings(self) -> dict[str, Any]:
         """What a sample's pictures depend on, as JSON values."""
         values = {name: getattr(self, name) for name in _SETTINGS}
+        # Folders that were made before there were these flags are gone on with.
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        values = {name: value for name, value in values.items() if value or name not in ("rig", "occupancy")}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
@@ -121,9 +144,12 @@ def run(config: GenerateConfig) -> int:
     if config.as_dataset is not None:
         config = dataset_settings(config, ranks)
     frames, unreadable = config.read_frames()
-    config.check_labels(config.occ_kind)
-    if config.occ_kind == "mpi":
-        _mpi_folder(config)
+    if config.rig is not None:
+        config = dataclasses.replace(config, real_row=False)  # no photographs of these cameras
+    if not config.occupancy:
+        config.check_labels(config.occ_kind)
+        if config.occ_kind == "mpi":
+            _mpi_folder(config)
     captions = Captions.from_file(config.prompt, config.use_captions, config.caption_path)
     outputs: OutputFolder = OutputFolder(config.save_img_path)
     settings = config.settings()
@@ -229,7 +255,7 @@ class _SampleMaker:
         self.config, self.pipe, self.outputs, self.captions = config, pipe, outputs, captions
         self.weights = weights
         self.spec = condition_spec(pipe.controlnet)
-        if config.occ_kind == "mpi":
+        if config.occ_kind == "mpi" and not config.occupancy:
             _check_mpi_files(config, self.spec, pipe.vae_scale_factor)
 
     def __call__(self, frame: "Frame") -> None:
@@ -310,6 +336,8 @@ class _SampleMaker:
     def _read_condition(self, frame: "Frame") -> tuple[dict[str, Any], dict[str, Any]]:
         """The pipeline's condition, and what `OutputFolder.write_labels` needs beside the frame."""
         config = self.config
+        if config.occupancy:
+            return {"occupancy": config.read_grid(frame, "syntheocc")}, {}
         if config.occ_kind == "mpi":
             from syntheocc.occupancy.data.mpi_files import read_mpi_files
 

@@ -11,6 +11,7 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from syntheocc.commands.batch import Tally
-    from syntheocc.occupancy import OccupancyGrid
+    from syntheocc.occupancy import Camera, OccupancyGrid
     from syntheocc.occupancy.data.frames import Frame
 
 JPEG = {"quality": 95, "subsampling": 0}
@@ -157,6 +158,7 @@ def frame_labels(frame: "Frame") -> dict[str, Any]:
             "model": frame.cameras[name].model,
             "intrinsics": frame.cameras[name].intrinsics.tolist(),
             "cam2ego": frame.cameras[name].cam2ego.tolist(),
+            **_lens(frame.cameras[name]),
             "height": frame.cameras[name].height,
             "width": frame.cameras[name].width,
         }
@@ -171,6 +173,12 @@ def frame_labels(frame: "Frame") -> dict[str, Any]:
         "boxes": listed,
         "cameras": cameras,
     }
+
+
+def _lens(camera: "Camera") -> dict[str, Any]:
+    """What else there is to a camera that is no plain pinhole."""
+    lens: dict[str, Any] = {} if camera.distortion is None else {"distortion": asdict(camera.distortion)}
+    return lens | ({"xi": camera.xi} if camera.model == "unified" else {})
 
 
 def read_photos(frame: "Frame") -> list["np.ndarray"]:
