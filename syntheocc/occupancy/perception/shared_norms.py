@@ -14,12 +14,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 __all__ = ["SharedBatchNorm", "share_batch_norms"]
 
 
-class SharedBatchNorm(nn.SyncBatchNorm):
-    """`nn.SyncBatchNorm` that also works on the CPU, in two sums over the processes."""
+class SharedBatchNorm(_BatchNorm):
+    """`nn.SyncBatchNorm` for the CPU, in two sums over the processes."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"a batch norm takes [N, C, ...], got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, C, ...] normalised over N of all processes, and everything behind C."""
-        if input.is_cuda or not self.training or not _several():
+        if not self.training or not _several():
             return super().forward(input)
         axes = [axis for axis in range(input.ndim) if axis != 1]
         count = torch.tensor([float(input.numel() // input.shape[1])], dtype=input.dtype)
@@ -41,17 +45,23 @@ class SharedBatchNorm(nn.SyncBatchNorm):
         return out if self.weight is None else out * self.weight.view(shape) + self.bias.view(shape)
 
 
-def share_batch_norms(module: nn.Module) -> nn.Module:
-    """Replace every batch norm inside by one that shares its statistics; its tensors are kept."""
+def share_batch_norms(module: nn.Module, cpu: bool) -> nn.Module:
+    """Replace every batch norm inside by one that shares its statistics; its tensors are kept.
+
+    Args:
+        module: what is changed.
+        cpu: where it is to be trained.
+    """
+    kind = SharedBatchNorm if cpu else nn.SyncBatchNorm
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm) and not isinstance(child, nn.SyncBatchNorm):
-            shared = SharedBatchNorm(child.num_features, child.eps, child.momentum, child.affine)
+            shared = kind(child.num_features, child.eps, child.momentum, child.affine)
             # The same parameters and buffers, whoever else holds them.
             shared._parameters, shared._buffers = child._parameters, child._buffers
             shared.training = child.training
             setattr(module, name, shared)
         else:
-            share_batch_norms(child)
+            share_batch_norms(child, cpu)
     return module
 
 

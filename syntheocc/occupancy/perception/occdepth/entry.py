@@ -73,13 +73,16 @@ class OccDepthEntry(ModelEntry):
 
     def build(self, config: OccDepthConfig, settings: TrainConfig) -> OccDepth:
         """Random weights; `backbone_weights` are those of an EfficientNet."""
+        from accelerate.utils import parse_flag_from_env
+
         assert isinstance(settings, OccDepthTrainConfig)
         model = OccDepth(config)
         if settings.backbone_weights is not None:
             print(f"{settings.backbone_weights}: {load_encoder(model, settings.backbone_weights)} tensors loaded")
         model.gradient_checkpointing_enable(settings.gradient_checkpointing)
         if settings.share_batch_norms and Ranks.from_environment().world > 1:
-            share_batch_norms(model)
+            # As accelerate decides where the loop runs.
+            share_batch_norms(model, not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
         return model
 
     def step(self, model: OccDepth, settings: TrainConfig, generator_of: GeneratorOf) -> OccDepthStep:
