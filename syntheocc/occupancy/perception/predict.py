@@ -92,7 +92,7 @@ def predict_missing(config: PredictConfig, ranks: Ranks, entry: ModelEntry, mode
     if len(config.threshold) > 1 and ranks.is_main:
         done = [frame for frame in dataset.frames[:wanted] if frame.token not in bad]
         _write_scenes(config, done)
-    if config.pictures:
+    if config.pictures or config.meshes:
         _draw(config, ranks, dataset.frames[:wanted], Preset(model.config.grid, model.config.taxonomy))
     return bad
 
@@ -113,7 +113,9 @@ def _draw(config: PredictConfig, ranks: Ranks, frames: Sequence[Frame], preset: 
     """Pictures of all predictions, beside the truth where there is any; says what could not be drawn."""
     from syntheocc.occupancy.perception.prediction_pictures import draw_predictions
 
-    undrawn = draw_predictions(config.output_dir, frames, preset, config.reader(optional=True), ranks)
+    reader = config.reader(optional=True)
+    what: dict[str, Any] = {"pictures": config.pictures, "meshes": config.meshes}
+    undrawn = draw_predictions(config.output_dir, frames, preset, reader, ranks, **what)
     for part in ranks.gather(undrawn):
         for reason in part.values() if ranks.is_main else ():
             print(f"not drawn: {reason}", file=sys.stderr)

@@ -9,7 +9,9 @@ Below the folder of the predictions:
 | `pictures/<token>_cameras.png`     | the prediction over the photographs                                         |
 | `pictures/<token>_panoptic.png`    | objects in their own colours, the same over a scene, where there are objects |
 | `pictures/<token>_comparison.png`  | prediction, truth, errors, where there is a label                           |
+| `pictures/<token>_completion.png`  | scene completion: pictures, voxels and skin, beside the truth if there is one |
 | `pictures/<scene>.webp`            | cameras and solid voxels, frame by frame                                    |
+| `meshes/<token>.ply`               | the prediction's surface, where asked for                                   |
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +29,9 @@ from syntheocc.occupancy.grids import OccupancyGrid, Preset
 from syntheocc.occupancy.perception.images import load_image
 from syntheocc.occupancy.perception.labels import LabelReader
 from syntheocc.occupancy.perception.transforms import ImageTransform
+from syntheocc.occupancy.perception.trees import TreeLabels
 from syntheocc.occupancy.pictures import (
+    STREET_VIEW,
     InstanceTracks,
     Viewpoint,
     VoxelColors,
@@ -36,19 +40,22 @@ from syntheocc.occupancy.pictures import (
     camera_overlays,
     class_legend,
     comparison_picture,
+    completion_sheet,
     contact_sheet,
     oblique_picture,
     panoptic_colors,
     resized,
     save_animation,
     save_picture,
+    save_ply,
+    surface_mesh,
     with_legend,
 )
 from syntheocc.occupancy.taxonomy import UNKNOWN
 
-__all__ = ["FOLDER", "draw_predictions"]
+__all__ = ["FOLDER", "MESHES", "draw_predictions"]
 
-FOLDER = "pictures"
+FOLDER, MESHES = "pictures", "meshes"
 # Width of one camera's picture, and of an animation, pixels.
 _CAMERA, _ANIMATION = 640, 1080
 
@@ -57,10 +64,12 @@ def draw_predictions(
     output_dir: Path,
     frames: Sequence[Frame],
     preset: Preset,
-    labels: LabelReader | None = None,
+    labels: LabelReader | TreeLabels | None = None,
     ranks: Ranks | None = None,
     view: Viewpoint = Viewpoint(),  # noqa: B008 (frozen)
     seconds: float = 0.5,
+    pictures: bool = True,
+    meshes: bool = False,
 ) -> dict[str, str]:
     """Draw the predictions of a folder that are not drawn yet, or were made anew since.
 
@@ -72,12 +81,15 @@ def draw_predictions(
         ranks: this process among those that share the work, scene by scene; None: alone.
         view: of the solid voxels.
         seconds: between frames, also in the animations.
+        pictures: draw them.
+        meshes: write the surfaces as PLY files.
 
     Returns:
         token -> reason of what could not be drawn (a damaged file); the rest of the sample's pictures is there.
     """
     from tqdm import tqdm
 
+    pose_of = labels.grid2ego if isinstance(labels, TreeLabels) else _lidar2ego
     if labels is not None and labels.preset.spec != preset.spec:
         labels = None
     ranks = ranks or Ranks()
@@ -92,10 +104,13 @@ def draw_predictions(
                 path = Path(output_dir) / f"{frame.token}.npz"
                 if path.is_file():
                     with about(f"sample {frame.token}", frame.token, bad):
-                        picture = _Prediction(path, frame, preset, labels, tracks, view)
-                        drawn |= picture.draw()
-                        shown.append(picture)
-                        picture.compare()  # last: a damaged label costs no other picture
+                        picture = _Prediction(path, frame, preset, labels, tracks, view, pose_of)
+                        if meshes:
+                            picture.write_mesh()
+                        if pictures:
+                            drawn |= picture.draw()
+                            shown.append(picture)
+                            picture.compare()  # last: a damaged label costs no other picture
                 bar.update()
             animation = Path(output_dir) / FOLDER / f"{name}.webp"
             if len(shown) > 1 and (drawn or not animation.is_file()):
@@ -131,9 +146,18 @@ class _Prediction:
     path: Path
     frame: Frame
     preset: Preset
-    labels: LabelReader | None
+    labels: LabelReader | TreeLabels | None
     tracks: InstanceTracks
     view: Viewpoint
+    pose_of: Callable[[Frame], Any]
+
+    def write_mesh(self) -> None:
+        """Write the surface, unless it is there and not older than the prediction, or there is nothing."""
+        file = self.path.parent / MESHES / f"{self.path.stem}.ply"
+        if not file.is_file() or file.stat().st_mtime_ns < self.path.stat().st_mtime_ns:
+            mesh = surface_mesh(self.grid)
+            if len(mesh.quads):
+                save_ply(mesh, file)
 
     def draw(self) -> bool:
         """Write what is missing or older than the prediction, but for `compare`; returns whether that was anything.
@@ -152,7 +176,10 @@ class _Prediction:
 
     def compare(self) -> None:
         """Write the comparison with the truth, where there is a label; ValueError for a damaged one."""
-        self._write({"comparison": self._comparison})
+        jobs = {"comparison": self._comparison}
+        if isinstance(self.labels, TreeLabels):
+            jobs["completion"] = self._completion
+        self._write(jobs)
 
     def _write(self, jobs: Mapping[str, Callable[[], np.ndarray | None]]) -> bool:
         made, drawn = self.path.stat().st_mtime_ns, False
@@ -195,12 +222,19 @@ class _Prediction:
 
     def _on_grid(self, values: Any) -> OccupancyGrid:
         spec, taxonomy = self.preset
-        return OccupancyGrid(values, spec, taxonomy, None if spec.frame == "ego" else self.frame.lidar2ego)
+        return OccupancyGrid(values, spec, taxonomy, None if spec.frame == "ego" else self.pose_of(self.frame))
 
     def _with_legend(self, picture: np.ndarray) -> np.ndarray:
         return with_legend(picture, class_legend(self.preset.taxonomy))
 
     def _cameras(self) -> np.ndarray:
+        rig, photos = self.frame.cameras, self._photos()
+        camera = next(iter(rig.values()))
+        size = round(_CAMERA / camera.width * camera.height), _CAMERA
+        return contact_sheet(camera_overlays(self.grid, rig, photos, size=size), columns=min(3, len(rig)))
+
+    def _photos(self) -> dict[str, np.ndarray]:
+        """The photographs that exist, small."""
         rig, photos = self.frame.cameras, {}
         for name, path in self.frame.image_paths.items():
             if not path.is_file():  # a missing camera, where the job allowed it: drawn without its photograph
@@ -209,18 +243,30 @@ class _Prediction:
             scale = _CAMERA / camera.width
             window = ImageTransform(scale, 0, 0, round(scale * camera.height), _CAMERA)
             photos[name] = load_image(path, (camera.height, camera.width), window)
-        camera = next(iter(rig.values()))
-        size = round(_CAMERA / camera.width * camera.height), _CAMERA
-        return contact_sheet(camera_overlays(self.grid, rig, photos, size=size), columns=min(3, len(rig)))
+        return photos
 
-    def _comparison(self) -> np.ndarray | None:
+    def _truth(self) -> OccupancyGrid | None:
+        """The labels, where there are any."""
         if self.labels is None:
             return None
         found = replace(self.labels, optional=True)(self.frame)
         if found is None:
             return None
-        truth = OccupancyGrid(found.semantics, self.preset.spec, self.labels.preset.taxonomy, self.grid.grid2ego)
+        return OccupancyGrid(found.semantics, self.preset.spec, self.labels.preset.taxonomy, self.grid.grid2ego)
+
+    def _completion(self) -> np.ndarray:
+        # The grids of rooms and of single cameras look another way than a street's.
+        view = STREET_VIEW if self.preset.spec.frame == "lidar" else self.view
+        return completion_sheet(self._photos(), self.grid, self._truth(), self.frame.cameras, view)
+
+    def _comparison(self) -> np.ndarray | None:
+        truth = self._truth()
+        if truth is None:
+            return None
+        assert self.labels is not None
         known = None
+        if isinstance(self.labels, TreeLabels):
+            return comparison_picture(self.grid, truth, known, self.view)
         if self.labels.kind in ("occ3d", "openocc_v2"):
             seen = replace(self.labels, optional=True, mask="camera")(self.frame)
             known = seen.semantics != UNKNOWN if seen is not None else None
@@ -228,6 +274,10 @@ class _Prediction:
 
     def _file(self, name: str) -> Path:
         return self.path.parent / FOLDER / f"{self.path.stem}_{name}.png"
+
+
+def _lidar2ego(frame: Frame) -> Any:
+    return frame.lidar2ego
 
 
 def _enlarged(grid: OccupancyGrid) -> int:
