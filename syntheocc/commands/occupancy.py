@@ -1,11 +1,13 @@
-"""``syntheocc occupancy train | predict | eval``: the perception models, from images to occupancy.
+"""``syntheocc occupancy train | predict | eval``: the perception models, from images to occupancy; and ``build``.
 
+    syntheocc occupancy build --dataroot DATA --output-dir LABELS
     syntheocc occupancy train sparseocc --preset small --dataroot DATA --output-dir MODEL
     syntheocc occupancy predict --weights MODEL --dataroot DATA --output-dir PREDICTIONS
     syntheocc occupancy eval --weights MODEL --dataroot DATA --output-dir PREDICTIONS
 
-The same programs as ``python -m syntheocc.occupancy.perception.train | predict | evaluate``. All run under torchrun
-too: ``torchrun --nproc_per_node 8 -m syntheocc.commands occupancy train sparseocc ...``.
+`build` makes labels from sweeps (`commands.build`). The others are the same programs as
+``python -m syntheocc.occupancy.perception.train | predict | evaluate``. All run under torchrun too:
+``torchrun --nproc_per_node 8 -m syntheocc.commands occupancy train sparseocc ...``.
 """
 
 import sys
@@ -14,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 _PROGRAM = "syntheocc occupancy"
-_USAGE = """usage: syntheocc occupancy {train,predict,eval} ...
+_USAGE = """usage: syntheocc occupancy {build,train,predict,eval} ...
 
+  build         dense labels from lidar sweeps, boxes and point classes
   train MODEL   train a perception model on labelled frames
   predict       occupancy of frames, one <token>.npz each
   eval          predict, and score against the labels
@@ -25,7 +28,7 @@ _USAGE = """usage: syntheocc occupancy {train,predict,eval} ...
 
 @dataclass(kw_only=True)
 class OccupancyCommands:
-    """Train perception models, predict with them and score them: train | predict | eval."""
+    """Labels from sweeps; train perception models, predict and score: build | train | predict | eval."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,7 +58,7 @@ def parse(argv: Sequence[str]) -> tuple[Callable[[Any], int], Any]:
     """
     import tyro
 
-    from syntheocc.commands import with_help
+    from syntheocc.commands import build, with_help
     from syntheocc.occupancy.perception.settings import EvaluateConfig, PredictConfig
 
     name, rest = argv[0], list(argv[1:])
@@ -63,6 +66,7 @@ def parse(argv: Sequence[str]) -> tuple[Callable[[Any], int], Any]:
         model, kind = _model(rest)
         return _train, tyro.cli(with_help(kind, model=model), prog=f"{_PROGRAM} train {model}", args=rest[1:])
     jobs: dict[str, tuple[Callable[[Any], int], type]] = {
+        "build": (build.run, build.BuildConfig),
         "predict": (_predict, PredictConfig),
         "eval": (_evaluate, EvaluateConfig),
     }

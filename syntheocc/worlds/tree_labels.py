@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from syntheocc.occupancy.accumulation.visibility import camera_mask
+from syntheocc.occupancy.accumulation.voting import numbered_instances
 from syntheocc.occupancy.data.frames import Frame
 from syntheocc.occupancy.data.occ3d import Occ3DLabels, write_occ3d
 from syntheocc.occupancy.data.occupancy_files import occupancy_path, preset_of
@@ -28,7 +28,7 @@ from syntheocc.worlds.accumulate import Accumulation
 from syntheocc.worlds.labels import exact_labels
 from syntheocc.worlds.taxonomy import WORLD_TAXONOMY
 
-__all__ = ["LABEL_ROOTS", "PANOPTIC_ROOT", "panoptic_instances", "write_labels"]
+__all__ = ["LABEL_ROOTS", "PANOPTIC_ROOT", "write_labels"]
 
 LABEL_ROOTS = {
     "syntheocc": ".",
@@ -88,19 +88,5 @@ def write_labels(
         mask_camera=camera_mask(grid.occupied(), grid.spec, frame.cameras),
     )
     write_occ3d(occ3d, occupancy_path(root / LABEL_ROOTS["occ3d"], frame, "occ3d"))
-    panoptic = Occ3DLabels(grid, occ3d.mask_lidar, occ3d.mask_camera, panoptic_instances(instances))
+    panoptic = Occ3DLabels(grid, occ3d.mask_lidar, occ3d.mask_camera, numbered_instances(instances))
     write_occ3d(panoptic, occupancy_path(root / PANOPTIC_ROOT, frame, "occ3d"))
-
-
-def panoptic_instances(instances: Tensor) -> Tensor:
-    """Instances of one grid numbered 1, 2, ... in the order of the actors, uint8 [X, Y, Z]; 0 none.
-
-    Raises:
-        ValueError: more than 255 instances, which the format cannot hold.
-    """
-    present, dense = torch.unique(instances, return_inverse=True)
-    if present[0] != 0:
-        dense = dense + 1
-    if int(dense.max()) > 255:
-        raise ValueError(f"a panoptic label file holds at most 255 instances, this grid has {int(dense.max())}")
-    return torch.from_numpy(dense.numpy().astype(np.uint8))

@@ -5,8 +5,8 @@
   the height between them, smoothed, and of the nearest column's class. Not where a ray went lower than that: it would
   have passed through the ground. A ray that passes through the same voxel but above the surface is no objection;
   those rays graze the ground for metres before they meet it.
-* **Objects** (`fill_object`). In the box's own frame, a cell that has returns on both sides along two of the three
-  axes is inside the object.
+* **Bodies** of cars, trucks, trailers and buses (`fill_object`). In the box's own frame, a cell is inside that has
+  returns to its left and right, or before, behind and above it.
 * **Everything else** (`close_surfaces`). Morphological closing with a cube, of voxels that no ray passed only; a
   filled voxel takes the class that most of its neighbours have.
 
@@ -95,12 +95,11 @@ def fill_object(points: Tensor, size: Tensor, cell: float) -> tuple[Tensor, Tens
     index = index[((index >= 0) & (index < counts)).all(1)]
     hit = np.zeros(counts.tolist(), dtype=bool)
     hit[tuple(index.numpy().T)] = True
-    between = np.zeros(hit.shape, dtype=np.int8)
-    for axis in range(3):
-        before = np.logical_or.accumulate(hit, axis)
-        behind = np.flip(np.logical_or.accumulate(np.flip(hit, axis), axis), axis)
-        between += before & behind
-    return torch.from_numpy(hit | (between >= 2)), lower
+    before = [np.logical_or.accumulate(hit, axis) for axis in range(3)]
+    behind = [np.flip(np.logical_or.accumulate(np.flip(hit, axis), axis), axis) for axis in range(3)]
+    length, width = (before[axis] & behind[axis] for axis in (0, 1))
+    filled = hit | width | (length & behind[2])
+    return torch.from_numpy(filled), lower
 
 
 def close_surfaces(

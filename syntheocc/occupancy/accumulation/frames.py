@@ -4,7 +4,7 @@ The rules in order, each of which `BuildRules` can switch off or tune (docs/buil
 
 1. Choose sweeps around the key frame (`choose_sweeps`).
 2. Background and objects, each where its box stands now, are counted in voxels; most of a voxel's returns decide.
-3. Voxels of returns without class take the nearest class; none nearby: unknown (255).
+3. Voxels of returns without class take the nearest class; none nearby: "others" (255 in a table without it).
 4. Fill: ground, objects, surfaces (`filling`).
 5. A voxel that nothing is in is free where a ray passed, else unknown.
 6. `mask_lidar`: what is not unknown. `mask_camera`: what of that a camera sees (`visibility.camera_mask`).
@@ -22,7 +22,7 @@ from torch import Tensor
 from syntheocc.occupancy.accumulation.cloud import SceneCloud
 from syntheocc.occupancy.accumulation.filling import close_surfaces, fill_ground, fill_object
 from syntheocc.occupancy.accumulation.visibility import camera_mask
-from syntheocc.occupancy.accumulation.voting import nearest_class
+from syntheocc.occupancy.accumulation.voting import majority, nearest_class
 from syntheocc.occupancy.cameras import CameraRig
 from syntheocc.occupancy.grids import GridSpec, OccupancyGrid
 from syntheocc.occupancy.taxonomy import UNKNOWN, Taxonomy
@@ -31,8 +31,9 @@ from syntheocc.occupancy.transforms import invert_rigid, transform_points
 __all__ = ["BuildRules", "FrameLabels", "Placed", "build_labels", "choose_sweeps", "class_sets"]
 
 GROUND = ("driveable_surface", "other_flat", "sidewalk", "terrain")
-# What has a mirror plane along its length: one side of a car tells the other.
-SYMMETRIC = ("car", "truck", "trailer", "bus", "motorcycle", "bicycle")
+# What has a mirror plane along its length, so that one side tells the other, and an inside: bodies of metal sheet.
+# Riders, limbs and open frames have neither.
+BODIES = ("car", "truck", "trailer", "bus")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +46,15 @@ class BuildRules:
         class_radius: how far returns without class look for one, metres.
         ground_reach: half the widest gap in the ground that is filled, metres; 0 fills none.
         close: half the widest hole in a surface that is closed, metres; 0 closes none.
-        fill_objects: whether objects are filled inside.
-        mirror_objects: whether returns on one side of a vehicle also count on its other side.
+        fill_objects: whether `BODIES` are filled inside.
+        mirror_objects: whether returns on one side of `BODIES` also count on their other side.
         min_points: returns over the scene that an object needs; one with fewer is left out.
     """
 
     sweeps: int = 20
     sweep_distance: float = 90.0
     class_radius: float = 1.0
-    ground_reach: float = 2.0
+    ground_reach: float = 4.0
     close: float = 0.4
     fill_objects: bool = True
     mirror_objects: bool = True
@@ -150,7 +151,7 @@ def class_sets(taxonomy: Taxonomy) -> tuple[Tensor, Tensor]:
 def build_labels(
     cloud: SceneCloud,
     chosen: Sequence[int],
-    own: int,
+    own: int | None,
     objects: Sequence[Placed],
     grid2scene: Tensor,
     spec: GridSpec,
@@ -158,13 +159,14 @@ def build_labels(
     grid2ego: Tensor | None = None,
     cameras: CameraRig | None = None,
     rules: BuildRules = BuildRules(),  # noqa: B008 (frozen)
+    surface: tuple[Tensor, Tensor] | None = None,
 ) -> FrameLabels:
     """The labels of one key frame.
 
     Args:
         cloud: the scene; its labels are of `taxonomy`.
         chosen: which sweeps go in.
-        own: the key frame's own one.
+        own: the key frame's own one; None where it could not be read.
         objects: what stands where.
         grid2scene: [4, 4].
         spec: where the voxels lie.
@@ -172,28 +174,57 @@ def build_labels(
         grid2ego: [4, 4] for grids that are not in ego.
         cameras: for `mask_camera`.
         rules: how.
+        surface: points [N, 3] in the grid's frame and their labels uint8 [N] (255: unknown), a reconstructed surface
+            that says what is occupied in place of the returns and the fillings; those without class take the class of
+            the nearest returns. Without any sweep nothing is unknown: what is not occupied is free.
     """
     scene2grid = invert_rigid(grid2scene)
     points, kinds = cloud.background(chosen, own)
     in_grid = transform_points(scene2grid, points.double())
     labels, instances = _voxels(cloud, in_grid, kinds, objects, scene2grid, spec, taxonomy, rules)
-    labels = nearest_class(labels, spec, taxonomy.free, rules.class_radius)
     passes = cloud.passes(chosen, scene2grid, spec)
-    ground, closable = class_sets(taxonomy)
-    if rules.ground_reach > 0:
-        fill_ground(labels, in_grid, passes, spec, taxonomy.free, ground, rules.ground_reach)
-    if rules.close > 0:
-        steps = max(1, round(rules.close / max(spec.voxel_size)))
-        close_surfaces(labels, instances, passes, taxonomy.free, closable, steps)
+    if surface is not None:
+        labels, instances = _on_surface(labels, instances, surface, spec, taxonomy, rules)
+    else:
+        ground, closable = class_sets(taxonomy)
+        # Objects' returns are theirs already: what has no class belongs to the background.
+        background = torch.ones(256, dtype=torch.bool)
+        background[list(taxonomy.foreground)] = False
+        labels = nearest_class(labels, spec, taxonomy.free, rules.class_radius, background)
+        if rules.ground_reach > 0:
+            fill_ground(labels, in_grid, passes, spec, taxonomy.free, ground, rules.ground_reach)
+        if rules.close > 0:
+            steps = max(1, round(rules.close / max(spec.voxel_size)))
+            close_surfaces(labels, instances, passes, taxonomy.free, closable, steps)
+    if "others" in taxonomy.classes:
+        labels[labels == UNKNOWN] = taxonomy.id_of("others")
     empty = labels == taxonomy.free
-    known = ~empty | (passes.through > 0)
+    known = ~empty | (passes.through > 0) if len(chosen) else torch.ones_like(empty)
     labels[~known] = UNKNOWN
     grid = OccupancyGrid(labels, spec, taxonomy, grid2ego)
     seen = None
     if cameras is not None:
         # Free voxels that no lidar ray passed are not known, whoever looks at them.
-        seen = camera_mask(~empty, spec, cameras, grid.grid2ego) & known
+        seen = camera_mask(~empty, spec, cameras, grid.grid2ego, known)
     return FrameLabels(grid, known, seen, instances)
+
+
+def _on_surface(
+    labels: Tensor,
+    instances: Tensor,
+    surface: tuple[Tensor, Tensor],
+    spec: GridSpec,
+    taxonomy: Taxonomy,
+    rules: BuildRules,
+) -> tuple[Tensor, Tensor]:
+    """Labels and instances of the voxels that a surface passes through, their classes from it or from the returns."""
+    nothing = torch.zeros(len(surface[1]), dtype=torch.long)
+    found, _ = majority(surface[0], surface[1], nothing, spec, taxonomy.free)
+    held = found != taxonomy.free
+    asked = torch.where(held & (labels == taxonomy.free), UNKNOWN, labels)
+    asked = nearest_class(asked, spec, taxonomy.free, rules.class_radius)
+    found = torch.where(found == UNKNOWN, asked, found).to(torch.uint8)
+    return found, torch.where(held, instances, 0)
 
 
 def _voxels(
@@ -207,23 +238,22 @@ def _voxels(
     rules: BuildRules,
 ) -> tuple[Tensor, Tensor]:
     """Votes of background and objects, and the objects' insides."""
-    from syntheocc.occupancy.accumulation.voting import majority
-
     points, labels = [in_grid], [kinds]
     instances = [torch.zeros(len(kinds), dtype=torch.long)]
-    inner: list[tuple[Placed, Tensor]] = []
+    bodies: list[tuple[Placed, Tensor]] = []
     for placed in objects:
         own = cloud.objects[placed.number]
         if len(own) < max(rules.min_points, 1):
             continue
-        if rules.mirror_objects and placed.name in SYMMETRIC:
+        if rules.mirror_objects and placed.name in BODIES:
             own = torch.cat([own, own * own.new_tensor([1.0, -1.0, 1.0])])
         points.append(transform_points(scene2grid @ placed.box2scene, own.double()))
         labels.append(torch.full((len(own),), taxonomy.id_of(placed.name), dtype=torch.uint8))
         instances.append(torch.full((len(own),), placed.number + 1))
-        inner.append((placed, own))
+        if placed.name in BODIES:
+            bodies.append((placed, own))
     found, owner = majority(torch.cat(points), torch.cat(labels), torch.cat(instances), spec, taxonomy.free)
-    for placed, own in inner if rules.fill_objects else ():
+    for placed, own in bodies if rules.fill_objects else ():
         _fill(found, owner, placed, own, scene2grid, spec, taxonomy)
     return found, owner
 

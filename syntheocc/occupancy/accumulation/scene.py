@@ -61,6 +61,7 @@ class Scene:
         spec: GridSpec,
         rules: BuildRules = BuildRules(),  # noqa: B008 (frozen)
         cameras: bool = True,
+        surface: tuple[Tensor, Tensor] | None = None,
     ) -> FrameLabels:
         """The labels of a key frame.
 
@@ -69,6 +70,7 @@ class Scene:
             spec: a grid in the ego or the lidar frame.
             rules: how.
             cameras: whether `mask_camera` is made.
+            surface: a reconstructed surface in place of the returns, see `build_labels`.
 
         Raises:
             ValueError: no sweep to build from, a frame without poses, a grid in another frame.
@@ -77,17 +79,20 @@ class Scene:
             raise ValueError(f"sample {frame.token}: its source lacks ego2global or lidar2ego")
         if spec.frame not in ("ego", "lidar"):
             raise ValueError(f"occupancy is built in the ego or the lidar frame, not in {spec.frame!r}")
-        if not self.files:
+        own, chosen = None, []
+        if self.files:
+            times = np.array([file.timestamp_us for file in self.files])
+            nearest = int(np.abs(times - frame.timestamp_us).argmin())
+            origins = torch.stack([sweep.origin for sweep in self.cloud.sweeps])
+            keys = np.array([bool(file.sample) for file in self.files])
+            chosen = choose_sweeps(origins, times, nearest, rules, keys)
+            own = nearest if self.files[nearest].sample == frame.token else None
+        elif surface is None:
             raise ValueError(f"sample {frame.token}: none of its scene's sweeps could be read")
-        times = np.array([file.timestamp_us for file in self.files])
-        own = int(np.abs(times - frame.timestamp_us).argmin())
-        origins = torch.stack([sweep.origin for sweep in self.cloud.sweeps])
-        keys = np.array([bool(file.sample) for file in self.files])
-        chosen = choose_sweeps(origins, times, own, rules, keys)
         grid2ego = frame.lidar2ego if spec.frame == "lidar" else torch.eye(4, dtype=torch.float64)
         return build_labels(
             self.cloud, chosen, own, list(self._placed(frame)), self.global2scene @ frame.ego2global @ grid2ego, spec,
-            self.taxonomy, grid2ego, frame.cameras if cameras and len(frame.cameras) else None, rules,
+            self.taxonomy, grid2ego, frame.cameras if cameras and len(frame.cameras) else None, rules, surface,
         )  # fmt: skip
 
     def _placed(self, frame: Frame) -> Iterator[Placed]:

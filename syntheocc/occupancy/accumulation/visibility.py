@@ -24,7 +24,9 @@ from syntheocc.occupancy.transforms import invert_rigid, transform_points
 __all__ = ["RayPasses", "camera_mask", "lidar_mask", "passed_voxels"]
 
 
-def camera_mask(occupied: Tensor, spec: GridSpec, rig: CameraRig, grid2ego: Tensor | None = None) -> Tensor:
+def camera_mask(
+    occupied: Tensor, spec: GridSpec, rig: CameraRig, grid2ego: Tensor | None = None, among: Tensor | None = None
+) -> Tensor:
     """Voxels that at least one camera observes.
 
     Args:
@@ -32,14 +34,17 @@ def camera_mask(occupied: Tensor, spec: GridSpec, rig: CameraRig, grid2ego: Tens
         spec: where the voxels lie.
         rig: cameras with `cam2ego`; any model.
         grid2ego: [4, 4]; identity when left out.
+        among: bool [X, Y, Z], the voxels that are asked for: rays run to these alone, and no other is in the result.
+            An occupied one that only a ray to a voxel behind it grazes, which is not asked for, is then missed.
 
     Returns:
         bool [X, Y, Z].
     """
     grid2ego = torch.eye(4, dtype=torch.float64) if grid2ego is None else grid2ego
-    centers = spec.centers().reshape(-1, 3)
-    observed = torch.zeros(len(centers), dtype=torch.bool)
+    observed = torch.zeros(occupied.numel(), dtype=torch.bool)
     flat_occupied = occupied.reshape(-1)
+    asked = torch.arange(len(observed)) if among is None else among.reshape(-1).nonzero()[:, 0]
+    centers = spec.centers().reshape(-1, 3)[asked]
     strides = torch.tensor([spec.shape[1] * spec.shape[2], spec.shape[2], 1])
     for camera in rig.values():
         grid2cam = camera.ego2cam @ grid2ego
@@ -54,8 +59,10 @@ def camera_mask(occupied: Tensor, spec: GridSpec, rig: CameraRig, grid2ego: Tens
         distance, index, hit = cast_rays(occupied, eye, way, spec, distance="entry")
         observed[(index[hit] * strides).sum(1)] = True
         clear = ~hit | (distance > way.norm(dim=1))
-        observed[target[clear & ~flat_occupied[target]]] = True
-    return observed.reshape(spec.shape)
+        aim = asked[target]
+        observed[aim[clear & ~flat_occupied[aim]]] = True
+    observed = observed.reshape(spec.shape)
+    return observed if among is None else observed & among
 
 
 def lidar_mask(sweeps: Iterable[tuple[Tensor, Tensor]], spec: GridSpec) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.taxonomy import UNKNOWN
 
-__all__ = ["majority", "nearest_class"]
+__all__ = ["majority", "nearest_class", "numbered_instances"]
 
 # A point's class and object in one number below 2^24, its voxel above it.
 _KINDS = 1 << 24
@@ -73,3 +73,17 @@ def nearest_class(labels: Tensor, spec: GridSpec, free: int, radius: float, of: 
     labels = labels.clone()
     labels[tuple(taken.T)] = labels[tuple(given.T)]
     return labels
+
+
+def numbered_instances(instances: Tensor) -> Tensor:
+    """Instances of one grid numbered 1, 2, ... in their order, uint8 [X, Y, Z]; 0 none.
+
+    Raises:
+        ValueError: more than 255 instances, which a panoptic label file cannot hold.
+    """
+    present, dense = torch.unique(instances, return_inverse=True)
+    if present[0] != 0:
+        dense = dense + 1
+    if int(dense.max()) > 255:
+        raise ValueError(f"a panoptic label file holds at most 255 instances, this grid has {int(dense.max())}")
+    return torch.from_numpy(dense.numpy().astype(np.uint8))

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from syntheocc.occupancy.data.frames import Frame, about
 from syntheocc.occupancy.data.locate import ImageLocator
 from syntheocc.occupancy.data.nuscenes import NuScenesTables
+from syntheocc.occupancy.data.sweeps import poses_of
 from syntheocc.occupancy.transforms import pose_from_quaternion
 
 __all__ = ["LIDAR", "SweepFile", "sweeps_of_frames", "sweeps_of_tables"]
@@ -48,29 +50,19 @@ def sweeps_of_tables(tables: NuScenesTables, channel: str = LIDAR) -> dict[str, 
     """Scene token -> its sweeps in time order.
 
     Raises:
-        ValueError: a table or a field that is needed and missing.
+        ValueError: a table, a row or a field that is needed and missing, or a pose that is none.
     """
     locate = ImageLocator(tables.root)
-    mounts: dict[str, Tensor | None] = {}
+    rows = [row for row in tables.table("sample_data") if tables.channel_of(row) == channel]
+    mounts, poses = (torch.from_numpy(pose) for pose in poses_of(tables, rows))
     found: dict[str, list[SweepFile]] = {}
-    for row in tables.table("sample_data"):
-        calibrated = tables.field("sample_data", row, "calibrated_sensor_token")
-        if calibrated not in mounts:
-            mounts[calibrated] = _mount_of(tables, calibrated, channel)
-        mount = mounts[calibrated]
-        if mount is None:
-            continue
+    for row, lidar2ego, ego2global in zip(rows, mounts, poses, strict=True):
         sample = tables.field("sample_data", row, "sample_token")
-        pose = tables.get("ego_pose", tables.field("sample_data", row, "ego_pose_token"))
-        with about(f"{tables.folder}/ego_pose.json, row {pose.get('token')!r}"):
-            ego2global = pose_from_quaternion(
-                tables.field("ego_pose", pose, "translation"), tables.field("ego_pose", pose, "rotation")
-            )
         path, _ = locate(str(tables.field("sample_data", row, "filename")), channel)
         key = bool(tables.field("sample_data", row, "is_key_frame"))
         scene = tables.get("sample", sample).get("scene_token", "")
         stamp = int(tables.field("sample_data", row, "timestamp"))
-        found.setdefault(scene, []).append(SweepFile(path, stamp, mount, ego2global, sample if key else ""))
+        found.setdefault(scene, []).append(SweepFile(path, stamp, lidar2ego, ego2global, sample if key else ""))
     return {scene: sorted(sweeps, key=lambda sweep: sweep.timestamp_us) for scene, sweeps in found.items()}
 
 
@@ -111,17 +103,3 @@ def _sweep_of_info(entry: dict[str, Any], locate: ImageLocator) -> SweepFile:
         pose_from_quaternion(entry["sensor2ego_translation"], entry["sensor2ego_rotation"]),
         pose_from_quaternion(entry["ego2global_translation"], entry["ego2global_rotation"]),
     )
-
-
-def _mount_of(tables: NuScenesTables, calibrated: str, channel: str) -> Tensor | None:
-    """sensor2ego of a calibrated sensor where it is of the channel, else None."""
-    mount = tables.get("calibrated_sensor", calibrated)
-    sensor = tables.get("sensor", tables.field("calibrated_sensor", mount, "sensor_token"))
-    if tables.field("sensor", sensor, "channel") != channel:
-        return None
-    with about(f"{tables.folder}/calibrated_sensor.json, row {calibrated!r}"):
-        pose: Tensor = pose_from_quaternion(
-            tables.field("calibrated_sensor", mount, "translation"),
-            tables.field("calibrated_sensor", mount, "rotation"),
-        )
-    return pose

@@ -6,6 +6,7 @@ sensor observed the voxel. Panoptic copies add `instances` (specs/sparseocc.md 1
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from syntheocc.engine.files import atomic_write_npz, read_npz
 from syntheocc.occupancy.data.frames import Frame, about
 from syntheocc.occupancy.grids import OCC3D_NUSCENES, OPENOCC_V2, OccupancyGrid, Preset
 
-__all__ = ["Occ3DLabels", "occ3d_path", "read_occ3d", "write_occ3d"]
+__all__ = ["Occ3DLabels", "occ3d_path", "read_masks", "read_occ3d", "write_occ3d"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,18 +57,30 @@ def read_occ3d(path: str | os.PathLike, preset: Preset = OCC3D_NUSCENES) -> Occ3
             )
     with about(str(path)):
         grid = OccupancyGrid(arrays["semantics"], *preset)
+    masks = read_masks(arrays, preset.spec.shape, path)
+    if "instances" in arrays and arrays["instances"].dtype.kind not in "iu":
+        raise ValueError(f"{path}: instances are integers, got {arrays['instances'].dtype}; the file is damaged")
+    instances = torch.from_numpy(arrays["instances"]) if "instances" in arrays else None
+    return Occ3DLabels(grid, **masks, instances=instances)
+
+
+def read_masks(arrays: Mapping[str, np.ndarray], shape: tuple[int, ...], path: str | os.PathLike) -> dict[str, Tensor]:
+    """`mask_lidar` and `mask_camera` of a label file's arrays, those that it has, bool [X, Y, Z].
+
+    Raises:
+        ValueError: a mask of another shape, or with values other than 0 and 1.
+    """
     masks = {}
     for name in ("mask_lidar", "mask_camera"):
         if name in arrays:
+            if arrays[name].shape != shape:
+                raise ValueError(f"{path}: {name} has shape {list(arrays[name].shape)}, the grid {list(shape)}")
             # The files' uint8 needs one comparison; anything else may hold -1 or 0.5.
             simple = arrays[name].dtype.kind in "bu"
             if not (arrays[name].max() <= 1 if simple else np.isin(arrays[name], (0, 1)).all()):
                 raise ValueError(f"{path}: {name} holds values other than 0 and 1; the file is damaged")
             masks[name] = torch.from_numpy(arrays[name].astype(bool))
-    if "instances" in arrays and arrays["instances"].dtype.kind not in "iu":
-        raise ValueError(f"{path}: instances are integers, got {arrays['instances'].dtype}; the file is damaged")
-    instances = torch.from_numpy(arrays["instances"]) if "instances" in arrays else None
-    return Occ3DLabels(grid, **masks, instances=instances)
+    return masks
 
 
 def write_occ3d(labels: Occ3DLabels | OccupancyGrid, path: str | os.PathLike) -> None:

@@ -1,8 +1,9 @@
 """Votes in voxels that a person can count."""
 
+import pytest
 import torch
 
-from syntheocc.occupancy.accumulation.voting import majority, nearest_class
+from syntheocc.occupancy.accumulation.voting import majority, nearest_class, numbered_instances
 from syntheocc.occupancy.grids import GridSpec
 
 UNIT = GridSpec((0.0, 0.0, 0.0), 1.0, (3, 3, 3))
@@ -41,3 +42,10 @@ def test_the_nearest_class_within_the_radius_is_taken_over():
     assert nearest_class(labels, UNIT, free=0, radius=4.0, of=may)[2, 2, 2] == 4
     assert nearest_class(labels, UNIT, free=0, radius=2.0)[2, 2, 2] == 9
     assert labels[0, 0, 0] == 255  # what was given is unchanged
+
+
+def test_instances_are_numbered_densely():
+    sparse = torch.tensor([0, 7, 7, 300, 0]).reshape(5, 1, 1)
+    assert numbered_instances(sparse).flatten().tolist() == [0, 1, 1, 2, 0]
+    with pytest.raises(ValueError, match="300"):
+        numbered_instances(torch.arange(301).reshape(301, 1, 1))
