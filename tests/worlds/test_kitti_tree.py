@@ -1,3 +1,6 @@
+import warnings
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +8,12 @@ import torch
 from syntheocc.occupancy.data import kitti
 from syntheocc.occupancy.data import semantic_kitti as sk
 from syntheocc.occupancy.data.occupancy_files import occupancy_path, read_occupancy
+from syntheocc.occupancy.data.semantic_kitti_frames import completion_frames
+from syntheocc.occupancy.data.stereo_matching import rectified_pair, stereo_depth
 from syntheocc.occupancy.grids import SEMANTIC_KITTI, GridSpec
+from syntheocc.occupancy.perception.occdepth.dataset import StereoFrames
+from syntheocc.occupancy.perception.occdepth.indoor_sources import stereo_source
+from syntheocc.occupancy.perception.occdepth.presets import preset
 from syntheocc.occupancy.rendering.mpi import render_mpi
 from syntheocc.occupancy.rendering.raycast import cast_rays
 from syntheocc.occupancy.taxonomy import SEMANTIC_KITTI_TAXONOMY
@@ -90,6 +98,41 @@ def test_points_lie_on_their_pictures_depth(root, frames):
     error = (depth[pixels[kept, 1], pixels[kept, 0]] - z[kept]).abs()
     assert int(kept.sum()) > 500
     assert float((error < 0.5).double().mean()) > 0.85 and float(error[error < 0.5].median()) < 0.06
+
+
+def test_the_tree_is_occdepths_data(root, frames):
+    """Samples of the tree are what its files say, without a word of warning about old voxels."""
+    config = replace(preset("small").model, image_size=(176, 608))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        source = stereo_source(config, completion_frames(root, "val"), depth="stereo")
+    sample = StereoFrames(source)[1]
+    assert sample.tokens == ["08_000005"] and float(sample.baseline) == pytest.approx(0.532, abs=2e-3)
+    grid = read_occupancy(frames[1].occupancy_path, "semantic_kitti", frames[1].lidar2ego)
+    assert torch.equal(sample.semantics[0], grid.labels) and sample.coarse.shape == (1, 32, 32, 4)
+    # Occupied voxels that the left picture shows lie at the picture's depth or behind it.
+    occupied = grid.occupied()
+    centres = torch.cat([grid.spec.centers()[occupied], torch.ones(int(occupied.sum()), 1)], 1)
+    seen = centres.double() @ sample.velo2img[0, 0].T
+    u, v = (seen[:, :2] / seen[:, 2:3]).round().long().unbind(1)
+    inside = (seen[:, 2] > 2) & (seen[:, 2] < 20) & (u >= 0) & (u < 608) & (v >= 0) & (v < 176)
+    behind = seen[inside, 2] - sample.depth[0, 0][v[inside], u[inside]]
+    near = seen[inside, 2] < 10
+    assert inside.sum() > 5000 and float((behind > -0.6).double().mean()) > 0.98
+    assert float((behind[near].abs() < 0.3).double().mean()) > 0.9
+
+
+def test_stereo_matching_agrees_with_the_exact_depth(root, frames):
+    from PIL import Image
+
+    pair = rectified_pair(*kitti.read_projections(root / "sequences" / "08" / "calib.txt").values())
+    left, right = (np.asarray(Image.open(path).convert("RGB")) for path in frames[0].image_paths.values())
+    depth = stereo_depth(left, right, pair, max_disparity=96)
+    exact = kitti.read_depth(root / "sequences" / "08" / "depth" / "000000.png")
+    both = (depth > 0) & (exact > 2) & (exact < 54)
+    off = pair.focal * pair.baseline * (1 / depth[both] - 1 / exact[both])  # pixels
+    assert both.mean() > 0.4 and abs(np.median(off)) < 0.1
+    assert np.median(np.abs(off)) < 0.6 and (np.abs(off) < 3).mean() > 0.85
 
 
 def test_the_pair_is_shifted_by_its_disparity(root, frames):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 __all__ = ["Rectified", "depth_of_disparity", "match_pair", "rectified_pair", "stereo_depth"]
@@ -61,10 +62,10 @@ def rectified_pair(left: Tensor, right: Tensor) -> Rectified:
             f"no rectified pair: its cameras differ in more than place and principal column ({left[:, :3].tolist()} "
             f"and {right[:, :3].tolist()}); rectify the pictures first"
         )
-    focal = float(left[0, 0])
-    # (u, v, 1) z of the same point differ by K (t_left - t_right); KITTI's t differ by a millimetre in z, which is
-    # a tenth of a pixel at 4 m and is left out.
-    return Rectified(focal, float(left[0, 3] - right[0, 3]) / focal, float(left[0, 2] - right[0, 2]))
+    # Camera 0 stands at -t of each. KITTI's t differ by a millimetre in z too, a tenth of a pixel at 4 m: left out.
+    places = [torch.linalg.solve(matrix[:, :3].double(), matrix[:, 3].double()) for matrix in (left, right)]
+    baseline = float((places[0] - places[1])[0])
+    return Rectified(float(left[0, 0]), baseline, float(left[0, 2] - right[0, 2]))
 
 
 def match_pair(
