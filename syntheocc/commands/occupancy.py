@@ -10,18 +10,21 @@
 ``torchrun --nproc_per_node 8 -m syntheocc.commands occupancy train sparseocc ...``.
 """
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 _PROGRAM = "syntheocc occupancy"
-_USAGE = """usage: syntheocc occupancy {build,train,predict,eval} ...
+_USAGE = """usage: syntheocc occupancy {build,train,predict,eval,submit,check-submission,export} ...
 
   build         dense labels from lidar sweeps, boxes and point classes
   train MODEL   train a perception model on labelled frames
   predict       occupancy of frames, one <token>.npz each
   eval          predict, and score against the labels
+  submit        predictions packed for SemanticKITTI's benchmark; check-submission looks at such a zip
+  export        OccDepth as an ONNX file
 
 `syntheocc occupancy predict --help` lists the flags of a job."""
 
@@ -58,17 +61,22 @@ def parse(argv: Sequence[str]) -> tuple[Callable[[Any], int], Any]:
     """
     import tyro
 
-    from syntheocc.commands import build, with_help
+    from syntheocc.commands import build, completion, with_help
     from syntheocc.occupancy.perception.settings import EvaluateConfig, PredictConfig
 
     name, rest = argv[0], list(argv[1:])
     if name == "train":
         model, kind = _model(rest)
-        return _train, tyro.cli(with_help(kind, model=model), prog=f"{_PROGRAM} train {model}", args=rest[1:])
+        # The published OccDepth programs are told their settings as hydra is, name=value.
+        flags = [f"--{text.lstrip('+')}" if re.match(r"\+?[a-z]\w*=", text) else text for text in rest[1:]]
+        return _train, tyro.cli(with_help(kind, model=model), prog=f"{_PROGRAM} train {model}", args=flags)
     jobs: dict[str, tuple[Callable[[Any], int], type]] = {
         "build": (build.run, build.BuildConfig),
         "predict": (_predict, PredictConfig),
         "eval": (_evaluate, EvaluateConfig),
+        "submit": (completion.submit, completion.SubmitConfig),
+        "check-submission": (completion.check, completion.CheckConfig),
+        "export": (completion.export, completion.ExportConfig),
     }
     if name not in jobs:
         raise ValueError(f"there is no {name!r}; there are train, {', '.join(jobs)}")

@@ -5,6 +5,7 @@ import pytest
 from syntheocc.commands import main
 from syntheocc.commands.occupancy import parse
 from syntheocc.occupancy.perception import train
+from syntheocc.occupancy.perception.occdepth.settings import OccDepthTrainConfig
 from syntheocc.occupancy.perception.registry import MODELS, model_entry
 from syntheocc.occupancy.perception.settings import TrainConfig
 
@@ -59,6 +60,22 @@ def test_every_model_has_a_preset_of_its_own_by_default(model):
     assert found.preset == model_entry(model).default_preset and "small" in found.preset
 
 
+def test_occdepth_understands_the_published_command_line(monkeypatch):
+    """``source env_semanticKITTI.sh``, then ``train.py logdir=... n_gpus=4 batch_size_per_gpu=1``."""
+    name = "occdepth/config/semantic_kitti/multicam_flospdepth_crp_stereodepth_cascadecls_2080ti.yaml"
+    monkeypatch.setenv("DATA_CONFIG", name)
+    monkeypatch.setenv("DATA_LOG", "logs/kitti")
+    found = config("train", "occdepth")
+    assert (found.preset, str(found.output_dir), found.global_batch_size) == ("kitti_b3_legacy", "logs/kitti", 4)
+    assert (found.epochs, found.labels, found.learning_rate, found.max_grad_norm) == (30, "semantic_kitti", 2e-4, 35.0)
+    found = config("train", "occdepth", "logdir=out", "n_gpus=1", "batch_size_per_gpu=2", "data_root=/data/kitti")
+    assert (str(found.output_dir), found.global_batch_size, str(found.dataroot)) == ("out", 2, "/data/kitti")
+    with pytest.raises(ValueError, match="n_gpus=4, but 1 processes run: start with torchrun --nproc_per_node 4"):
+        OccDepthTrainConfig(model="occdepth", n_gpus=4)
+    with pytest.raises(ValueError, match="--split and --sequences are of semantic_kitti, nyuv2, tartanair"):
+        TrainConfig(model="sparseocc", split="val")
+
+
 def test_the_labels_are_those_that_the_preset_was_made_for():
     assert config("train", "sparseocc", "--config", "configs/r50_nuimg_704x256_8f_openocc.py").labels == "openocc_v2"
     assert config("train", "sparseocc", "--preset", "small").labels == "occ3d"
@@ -69,8 +86,8 @@ def test_the_labels_are_those_that_the_preset_was_made_for():
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ([], "syntheocc occupancy {train,predict,eval}"),
-        (["trian"], "train, predict, eval"),
+        ([], "syntheocc occupancy {build,train,predict,eval,submit,check-submission,export}"),
+        (["trian"], "train, build, predict, eval, submit"),
         (["train"], "sparseocc"),
         (["train", "nano"], "sparseocc"),
         (["train", "sparseocc", "--preset", "huge"], "r50_704x256_8f"),

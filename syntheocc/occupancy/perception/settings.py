@@ -33,7 +33,7 @@ class SourceConfig:
     dataroot: Path = flag(
         Path("data/nuscenes"),
         "data root: the folder that holds samples/, or of KITTI sequences/, of NYUv2 NYUtrain/, of TartanAir office/",
-        aliases=("data_root",),
+        aliases=("data_root", "data-root"),
     )
     info_path: tuple[str, ...] = flag(
         (), "info pickles; empty: all frames of the JSON tables below --dataroot, of every split"
@@ -46,7 +46,9 @@ class SourceConfig:
     sequences: tuple[str, ...] = flag((), "sequences of KITTI, instead of a split")
     voxel_release: VoxelRelease = flag("detect", "of SemanticKITTI's voxels; those of before 2020-08-24 are put right")
     depth_root: Path | None = flag(
-        None, "tree with depth/ beside the sequences; empty: --dataroot", aliases=("data_stereo_depth_root",)
+        None,
+        "tree with depth/ beside the sequences; empty: --dataroot",
+        aliases=("data_stereo_depth_root", "data-stereo-depth-root"),
     )
     max_samples: int | None = flag(None, "use the first so many frames only")
     allow_missing_files: bool = flag(
