@@ -85,7 +85,8 @@ def read_rig(path: str | os.PathLike) -> RigFile:
     cameras, images = {}, {}
     for name, entry in document["cameras"].items():
         with about(f"{path}, camera {name}"):
-            cameras[plain_name(str(name), "the name")] = _camera(entry)
+            plain_name(str(name), "the name")
+            cameras[str(name)] = _camera(entry)
             if entry.get("image") is not None:
                 images[str(name)] = path.parent / str(entry["image"])
     return RigFile(CameraRig(cameras), lidar2ego, images)
@@ -125,7 +126,8 @@ def camera_pose(position: Any, yaw_deg: float = 0.0, pitch_deg: float = 0.0, rol
         float64 [4, 4].
     """
     yaw, pitch, roll = (math.radians(angle) for angle in (yaw_deg, pitch_deg, roll_deg))
-    ahead = torch.tensor([math.cos(yaw) * math.cos(pitch), math.sin(yaw) * math.cos(pitch), math.sin(pitch)]).double()
+    level, rise = math.cos(pitch), math.sin(pitch)
+    ahead = torch.tensor([math.cos(yaw) * level, math.sin(yaw) * level, rise], dtype=torch.float64)
     right = torch.tensor([math.sin(yaw), -math.cos(yaw), 0.0], dtype=torch.float64)
     down = torch.linalg.cross(ahead, right)
     pose = torch.eye(4, dtype=torch.float64)
