@@ -16,6 +16,7 @@ from syntheocc.occupancy.perception.occdepth.batch import NO_TILE, collate
 from syntheocc.occupancy.perception.occdepth.dataset import StereoFrames
 from syntheocc.occupancy.perception.occdepth.geometry import StereoCameras
 from syntheocc.occupancy.perception.occdepth.indoor_sources import NyuSource, TartanAirSource, stereo_source
+from syntheocc.occupancy.perception.occdepth.model import OccDepth
 from syntheocc.occupancy.perception.occdepth.presets import preset
 
 # A camera 1.2 m up that looks along the world's y.
@@ -154,6 +155,15 @@ def test_the_real_room(real_data, tmp_path):
     behind = seen[inside, 2] - depth
     assert inside.float().mean() > 0.4 and float((behind[depth > 0] > -0.2).float().mean()) > 0.9
     assert float((behind[depth > 0].abs() < 0.15).float().mean()) > 0.3
+    small = replace(NYU, backbone="tiny", channels=8, decoder_channels=32, image_size=(120, 160))
+    sample = StereoFrames(stereo_source(small, [source.frames[0]], depth="sensor"))[0]
+    torch.manual_seed(0)
+    model = OccDepth(small)
+    cameras = StereoCameras.of_batch(sample)
+    losses = model.losses(model(sample.images, cameras, sample.depth), sample)
+    assert {"ssc", "sem_scal", "geo_scal", "loss"} <= set(losses) and bool(torch.isfinite(losses["loss"]))
+    predicted = model.eval().predict(sample.images, cameras, sample.depth)
+    assert predicted.semantics.shape == (1, 60, 60, 36) and int(predicted.semantics.max()) < 12
 
 
 # --- SemanticTartanAir -----------------------------------------------------------------------------------------------
