@@ -1,74 +1,14 @@
-"""Visibility masks: a wall that a person can look behind, then the exact geometry of a scene."""
+"""The cameras' visibility mask against the exact geometry of a scene."""
 
 import torch
 
-from syntheocc.occupancy import OCC3D_NUSCENES, Camera, CameraRig
-from syntheocc.occupancy.accumulation.visibility import camera_mask, lidar_mask, passed_voxels
-from syntheocc.occupancy.grids import GridSpec
+from syntheocc.occupancy import OCC3D_NUSCENES
+from syntheocc.occupancy.accumulation.visibility import camera_mask
 from syntheocc.occupancy.transforms import transform_points
 from syntheocc.worlds.intersect import first_hit
 from syntheocc.worlds.labels import exact_grid
 from syntheocc.worlds.scene import make_scene
 from syntheocc.worlds.timeline import key_frame
-
-ROW = GridSpec((0.0, 0.0, 0.0), 1.0, (8, 3, 3))
-# x right, y down, z forward in the camera; it looks along the grid's x.
-FORWARD = torch.tensor([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=torch.float64)
-
-
-def camera_at(x, y, z):
-    pose = FORWARD.clone()
-    pose[:3, 3] = torch.tensor([x, y, z])
-    return Camera([[50.0, 0, 49.5], [0, 50, 49.5], [0, 0, 1]], pose, 100, 100)
-
-
-def test_a_wall_hides_what_is_behind_it():
-    occupied = torch.zeros(ROW.shape, dtype=torch.bool)
-    occupied[4, 1, 1] = occupied[6, 1, 1] = True
-    mask = camera_mask(occupied, ROW, CameraRig({"front": camera_at(0.5, 1.5, 1.5)}))
-    assert mask[1:5, 1, 1].all()  # free voxels before it, and itself
-    assert not mask[5:, 1, 1].any()  # behind it, the other wall included
-    # beside the wall one looks past it
-    assert mask[6, 2, 1] and mask[7, 0, 0]
-    # the picture is 90 degrees wide: one voxel ahead it shows one to each side, and nothing of the camera's own column
-    assert not mask[0, 0, 0]
-
-
-def test_a_second_camera_sees_round_the_corner():
-    occupied = torch.zeros(ROW.shape, dtype=torch.bool)
-    occupied[4] = True
-    front = camera_at(0.5, 1.5, 1.5)
-    behind = front.moved(torch.diag(torch.tensor([-1.0, -1, 1, 1])).double() @ front.cam2ego)
-    pose = behind.cam2ego.clone()
-    pose[:3, 3] = torch.tensor([7.9, 1.5, 1.5])
-    alone = camera_mask(occupied, ROW, CameraRig({"front": front}))
-    both = camera_mask(occupied, ROW, CameraRig({"front": front, "back": behind.moved(pose)}))
-    assert not alone[5:].any() and both[5, 1, 1] and (both | ~alone).all()
-
-
-def test_a_lidar_ray_observes_its_way_and_its_end():
-    mask = lidar_mask([(torch.tensor([0.5, 0.5, 0.5]), torch.tensor([[5.5, 0.5, 0.5]]))], ROW)
-    assert mask.sum() == 6 and mask[:6, 0, 0].all()
-    # a diagonal in a plane: from (0.5, 0.25) to (2.5, 2.25) crosses x = 1 at y 0.75 and y = 1 at x 1.25 and so on
-    mask = lidar_mask([(torch.tensor([0.5, 0.25, 0.5]), torch.tensor([[2.5, 2.25, 0.5]]))], ROW)
-    assert mask[..., 0].nonzero().tolist() == [[0, 0], [1, 0], [1, 1], [2, 1], [2, 2]]
-
-
-def test_rays_from_and_to_the_outside():
-    mask = lidar_mask([(torch.tensor([-3.0, 1.5, 1.5]), torch.tensor([[20.0, 1.5, 1.5], [-1.0, 1.5, 1.5]]))], ROW)
-    assert mask.sum() == 8 and mask[:, 1, 1].all()
-    assert not lidar_mask([(torch.tensor([-3.0, 9.0, 1.5]), torch.tensor([[20.0, 9.0, 1.5]]))], ROW).any()
-
-
-def test_both_backends_agree():
-    generator = torch.Generator().manual_seed(0)
-    origin = torch.tensor([3.9, 1.1, 1.7])
-    points = torch.rand(400, 3, generator=generator, dtype=torch.float64) * 14 - 3
-    masks = [torch.zeros(ROW.shape, dtype=torch.bool) for _ in range(2)]
-    for mask, backend in zip(masks, ("reference", "numba"), strict=True):
-        for point in points:
-            passed_voxels(mask, origin, point[None], ROW, backend)
-    assert torch.equal(*masks)
 
 
 def reached(scene, frame, t, index, spec):

@@ -107,6 +107,7 @@ def read_unlabelled(path: Any, lidar2ego: Tensor) -> tuple[Tensor, Tensor]:
 
 def class_of_box(name: str, taxonomy: Taxonomy = OCC3D_TAXONOMY) -> str | None:
     """The class of a box: a detection class, or what its raw category is in the table; None for a name unknown."""
+    name = "others" if name == "other" else name  # mmdetection3d 1.1's word for what has no detection class
     if name in taxonomy.classes:
         return name
     if name not in LIDARSEG_NAMES:

@@ -92,7 +92,7 @@ class Scene:
         grid2ego = frame.lidar2ego if spec.frame == "lidar" else torch.eye(4, dtype=torch.float64)
         return build_labels(
             self.cloud, chosen, own, list(self._placed(frame)), self.global2scene @ frame.ego2global @ grid2ego, spec,
-            self.taxonomy, grid2ego, frame.cameras if cameras and len(frame.cameras) else None, rules, surface,
+            self.taxonomy, grid2ego, frame.cameras if cameras else None, rules, surface,
         )  # fmt: skip
 
     def _placed(self, frame: Frame) -> Iterator[Placed]:
