@@ -71,8 +71,9 @@ class RecordedSparseOcc:
         return SparseOccOutput(stages, [MaskPrediction(classes, masks) for classes, masks in pairs])
 
     def _flat(self, images: Tensor, ego2img: Tensor) -> tuple[Tensor, ...]:
-        # Autocast begins in here: its copies of weights must not outlive a recording.
-        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):
+        # Without its cache: inside a caller's autocast, copies of the weights from before the recording would be used
+        # in every replay.
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None, cache_enabled=False):
             output = self.model(images, ego2img)
         flat: list[Tensor] = []
         for stage in output.stages:
