@@ -172,35 +172,40 @@ class Workshop:
     """Worker processes that make drives ahead of their use; with 0 workers they are made here.
 
     The calling script needs the usual ``if __name__ == "__main__":``.
+
+    Args:
+        workers: processes.
+        warm_up: an order of little, whose first scene is made once here where the device is a GPU.
+        one: (order, number of the scene) -> its tensors by name; a function of a module, for workers import it.
     """
 
-    def __init__(self, workers: int, warm_up: Order):
-        self.workers, self.pool = workers, None
+    def __init__(self, workers: int, warm_up: Any, one: Callable[[Any, int], dict[str, Any]] = make_drive):
+        self.workers, self.pool, self.one = workers, None, one
         if workers:
             # Spawned, not forked: the parent has threads and perhaps a GPU.
             self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
             started = [self.pool.submit(_nothing) for _ in range(workers)]
             if torch.device(warm_up.device).type == "cuda":
                 # Compiles the kernels into the cache on the disk while the workers start: else each would.
-                make_drive(warm_up, 0)
+                one(warm_up, 0)
             for future in started:
                 future.result()
 
     def make(
-        self, order: Order, numbers: Iterable[int], stop: Callable[[], bool] = lambda: False
+        self, order: Any, numbers: Iterable[int], stop: Callable[[], bool] = lambda: False
     ) -> Iterator[dict[str, Any]]:
         """The drives of scenes in the given order; none is begun after `stop` says so, but at least one is made."""
         if self.pool is None:
             for i, number in enumerate(numbers):
                 if i and stop():
                     return
-                yield make_drive(order, number)
+                yield self.one(order, number)
             return
         waiting: deque[Future] = deque()
         for number in numbers:
             if waiting and stop():
                 break
-            waiting.append(self.pool.submit(_drive_bytes, order, number))
+            waiting.append(self.pool.submit(_drive_bytes, self.one, order, number))
             if len(waiting) > self.workers + 4:
                 yield pickle.loads(waiting.popleft().result())
         if stop():
@@ -226,8 +231,8 @@ def _nothing() -> None:
 
 
 # Pickled in the workers: tensors would otherwise travel as shared memory, of which containers have little.
-def _drive_bytes(order: Order, number: int) -> bytes:
-    return pickle.dumps(make_drive(order, number), protocol=5)
+def _drive_bytes(one: Callable[[Any, int], dict[str, Any]], order: Any, number: int) -> bytes:
+    return pickle.dumps(one(order, number), protocol=5)
 
 
 @dataclass(eq=False)
