@@ -215,8 +215,9 @@ def _in_pool(
 ) -> Iterator[Outcome]:
     import multiprocessing
     import threading
-    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
     from dataclasses import fields
+    from itertools import islice
 
     # The command line's config is of a class made on the fly, which no other process knows.
     config = BuildConfig(**{f.name: getattr(config, f.name) for f in fields(BuildConfig)})
@@ -231,11 +232,18 @@ def _in_pool(
     counter = threading.Thread(target=count, daemon=True)
     counter.start()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(ticks,)) as pool:
-        # As bytes: torch would hand every small tensor over in shared memory of its own.
-        running = [pool.submit(_do_packed, pickle.dumps((config, classes, job))) for job in jobs]
+        waiting = iter(jobs)
+        running: set[Future] = set()
         try:
-            for done in as_completed(running):
-                yield done.result()
+            while True:
+                # Few at a time: a job's poses are megabytes. As bytes: torch would hand every small tensor over in
+                # shared memory of its own.
+                for job in islice(waiting, 2 * workers - len(running)):
+                    running.add(pool.submit(_do_packed, pickle.dumps((config, classes, job))))
+                if not running:
+                    break
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (done.result() for done in finished)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -56,13 +56,15 @@ def sweeps_of_tables(tables: NuScenesTables, channel: str = LIDAR) -> dict[str, 
     rows = [row for row in tables.table("sample_data") if tables.channel_of(row) == channel]
     mounts, poses = (torch.from_numpy(pose) for pose in poses_of(tables, rows))
     found: dict[str, list[SweepFile]] = {}
-    for row, lidar2ego, ego2global in zip(rows, mounts, poses, strict=True):
+    for row, mount, pose in zip(rows, mounts, poses, strict=True):
         sample = tables.field("sample_data", row, "sample_token")
         path, _ = locate(str(tables.field("sample_data", row, "filename")), channel)
         key = bool(tables.field("sample_data", row, "is_key_frame"))
         scene = tables.get("sample", sample).get("scene_token", "")
         stamp = int(tables.field("sample_data", row, "timestamp"))
-        found.setdefault(scene, []).append(SweepFile(path, stamp, lidar2ego, ego2global, sample if key else ""))
+        # Copies: a view would keep all poses alive, and take them along to another process.
+        sweep = SweepFile(path, stamp, mount.clone(), pose.clone(), sample if key else "")
+        found.setdefault(scene, []).append(sweep)
     return {scene: sorted(sweeps, key=lambda sweep: sweep.timestamp_us) for scene, sweeps in found.items()}
 
 

@@ -132,5 +132,8 @@ def _add_sweeps(root, key_frames):
                  "timestamp": stamp, "fileformat": "pcd", "is_key_frame": False, "height": 0, "width": 0,
                  "filename": f"sweeps/LIDAR_TOP/{name}.pcd.bin", "prev": "", "next": ""}
             )  # fmt: skip
+    chain = sorted((row for row in data if row["calibrated_sensor_token"] == mount), key=lambda row: row["timestamp"])
+    for before, after in zip(chain[:-1], chain[1:], strict=True):
+        before["next"], after["prev"] = after["token"], before["token"]
     for name, rows in (("sample_data", data), ("ego_pose", poses)):
         (folder / f"{name}.json").write_text(json.dumps(rows))

@@ -247,3 +247,18 @@ def test_the_driving_car_is_where_its_boxes_say_between_key_frames(scene):
     assert driving.speeds() == pytest.approx([SPEED] * 3)
     own = made.cloud.objects[made.tracks.index(driving)]
     assert (own.abs() <= SIZE / 2 + 0.11).all() and len(own) > 100
+
+
+def test_infos_alone_give_the_same_labels_as_the_tables(root, tmp_path):
+    """mmdetection3d 1.0's infos list ten sweeps before each key frame, here all there are."""
+    (tmp_path / "split.json").write_text(json.dumps({"train": ["street"]}))
+    infos = ["--dataroot-path", root, "--out", tmp_path, "--styles", "mmdet3d_v1.0", "--split-file"]
+    assert main(["infos", *map(str, infos), str(tmp_path / "split.json")]) == 0
+    pickle = next(tmp_path.glob("*.pkl"))
+    without = tmp_path / "data"
+    shutil.copytree(root, without, ignore=shutil.ignore_patterns(VERSION))
+    few = ["--max-samples", 1, "--kinds", "grid", "--classes", "rules"]
+    assert run("--dataroot", without, "--info-path", pickle, "--output-dir", tmp_path / "a", *few) == 0
+    assert run("--dataroot", root, "--output-dir", tmp_path / "b", *few) == 0
+    a, b = (read_grid_file(next((tmp_path / name / "grids").glob("**/sample0.npz"))) for name in "ab")
+    assert (a.labels == b.labels).float().mean() > 0.9999
