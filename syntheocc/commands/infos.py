@@ -102,9 +102,8 @@ def run(config: InfosConfig) -> int:
     for job in jobs:
         entry = manifest[job.path.name]
         failed |= entry["failed"]
-        said = "was there already" if job not in waiting else f"{job.path.stat().st_size / 1e6:.1f} MB"
-        scenes_said = "1 scene" if entry["scenes"] == 1 else f"{entry['scenes']} scenes"
-        print(f"{job.path}: {entry['samples']} samples of {scenes_said}, {said}")
+        said = "was there already" if job not in waiting else _size(job.path)
+        print(f"{job.path}: {_count(entry['samples'], 'sample')} of {_count(entry['scenes'], 'scene')}, {said}")
     for token, reason in list(failed.items())[:20]:
         print(f"  left out: {token}: {reason}")
     if len(failed) > 20:
@@ -213,6 +212,15 @@ def _write(
         "failed": failed,
     }
     atomic_write_json(config.folder / MANIFEST, manifest)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _size(path: Path) -> str:
+    size = path.stat().st_size
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
 def _rows_bar(table: str, rows: Iterator[dict]) -> Iterator[dict]:
