@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `syntheocc` command; returns the exit status."""
     import tyro
 
-    from syntheocc.commands import demo, evaluate, generate, infos, loop, mpi, occupancy, world
+    from syntheocc.commands import demo, edit, evaluate, generate, infos, loop, mpi, occupancy, world
 
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["occupancy"]:
@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "mpi": (mpi.MPIConfig, mpi.run),
         "generate": (generate.GenerateConfig, generate.run),
         "loop": (loop.LoopConfig, loop.run),
+        "edit": (edit.EditConfig, edit.run),
         "world": (world.WorldConfig, world.run),
         "infos": (infos.InfosConfig, infos.run),
         "evaluate": (evaluate.EvaluateConfig, evaluate.run),
@@ -100,6 +101,8 @@ def with_help(config_class: type, **fixed: Any) -> type:
         hint = hints[f.name] | None if default is None else hints[f.name]
         aliases = [f"--{name}" for name in f.metadata.get("aliases", ()) if "_" not in name]
         marks = [tyro.conf.arg(help=f.metadata.get("help"), aliases=aliases or None)]
+        if f.metadata.get("positional"):
+            marks = [tyro.conf.arg(help=f.metadata.get("help")), tyro.conf.Positional]
         if f.name in fixed:
             marks.append(tyro.conf.Suppress)
         fields.append((f.name, Annotated[hint, *marks], dataclasses.field(default=default)))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from syntheocc.occupancy import OccupancyGrid
     from syntheocc.occupancy.data.frames import Frame
     from syntheocc.occupancy.data.nuscenes import NuScenesTables
+    from syntheocc.occupancy.data.occ3d import Occ3DLabels
 
 NOTES = "generated"
 # Tables beside nuScenes' thirteen, of files that belong to a lidar sweep.
@@ -82,7 +83,11 @@ class DatasetFolder(OutputFolder):
         return str(place)
 
     def write_labels(
-        self, frame: "Frame", grid: "OccupancyGrid | None" = None, kind: str | None = None, source: Path | None = None
+        self,
+        frame: "Frame",
+        grid: "OccupancyGrid | Occ3DLabels | None" = None,
+        kind: str | None = None,
+        source: Path | None = None,
     ) -> list[str]:
         """Bring every label file of the sample that the original has; see `OutputFolder.write_labels`.
 

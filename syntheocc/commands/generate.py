@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from syntheocc.commands.edit_sample import check_edit, edited_sample, read_recipe
 from syntheocc.commands.mpi import mpi_settings, mpi_stems
 from syntheocc.commands.own_scene import check_own_scene, own_frames, own_grid
 from syntheocc.commands.published import TrainingOnlyFlags, ignored_flags
 from syntheocc.commands.samples import OccupancyKind, SampleConfig
+from syntheocc.engine.files import read_json
 from syntheocc.engine.flags import flag
 from syntheocc.training.captions import Captions
 
@@ -87,6 +89,9 @@ class GenerateConfig(SampleConfig):
         (),
         "your own grids, one sample each, seen by --rig: .npz files (docs/rigs.md), or files of --occ_kind's format",
     )
+    edit: Path | None = flag(
+        None, "recipe of edits (JSON, docs/editing.md) that every sample's occupancy goes through first"
+    )
     as_dataset: Path | None = flag(
         None,
         "write a data root like the original instead, whose key frames' pictures are the generated ones: tables, "
@@ -106,6 +111,7 @@ class GenerateConfig(SampleConfig):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be a finite number, got {getattr(self, name)}")
         check_own_scene(self)
+        check_edit(self)
 
     def read_frames(self) -> tuple[list["Frame"], dict[str, str]]:
         """All samples, and token -> reason of those that are damaged (see `SampleConfig.read_frames`)."""
@@ -122,6 +128,8 @@ class GenerateConfig(SampleConfig):
         # Folders that were made before there were these flags are gone on with.
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
         values = {name: value for name, value in values.items() if value or name not in ("rig", "occupancy")}
+        if self.edit is not None:
+            values["edit"] = read_json(self.edit)
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
@@ -254,6 +262,7 @@ class _SampleMaker:
 
         self.config, self.pipe, self.outputs, self.captions = config, pipe, outputs, captions
         self.weights = weights
+        self.recipe = None if config.edit is None else read_recipe(config.edit)
         self.spec = condition_spec(pipe.controlnet)
         if config.occ_kind == "mpi" and not config.occupancy:
             _check_mpi_files(config, self.spec, pipe.vae_scale_factor)
@@ -272,6 +281,8 @@ class _SampleMaker:
         if config.as_dataset is not None:
             check_pictures(frame)
         condition, labels = self._read_condition(frame)
+        if self.recipe is not None:
+            frame, condition["occupancy"], labels = edited_sample(self.recipe, frame, condition["occupancy"], labels)
         texts = self.captions.of(frame)
         prompt = texts[0] if len(set(texts)) == 1 else texts
         seed = sample_seed(config.seed, frame.token)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from syntheocc.commands.batch import Tally
     from syntheocc.occupancy import Camera, OccupancyGrid
     from syntheocc.occupancy.data.frames import Frame
+    from syntheocc.occupancy.data.occ3d import Occ3DLabels
 
 JPEG = {"quality": 95, "subsampling": 0}
 
@@ -88,19 +89,25 @@ class OutputFolder:
         return str(path.relative_to(self.root))
 
     def write_labels(
-        self, frame: "Frame", grid: "OccupancyGrid | None" = None, kind: str | None = None, source: Path | None = None
+        self,
+        frame: "Frame",
+        grid: "OccupancyGrid | Occ3DLabels | None" = None,
+        kind: str | None = None,
+        source: Path | None = None,
     ) -> list[str]:
         """Write what is true of the generated views: boxes and cameras as JSON, and the occupancy.
 
         Args:
             frame: the sample.
-            grid: its occupancy, written in format `kind` unless it comes straight from a file.
+            grid: its occupancy, written in format `kind` unless it comes straight from a file; with Occ3D's masks or
+                without.
             kind: the format, one of occupancy_files.OCCUPANCY_KINDS; None: no occupancy is at hand.
             source: the label file that the grid was read from, copied byte for byte (it may hold masks, instances).
 
         Returns:
             The paths below the root.
         """
+        from syntheocc.occupancy.data.occ3d import Occ3DLabels, write_occ3d
         from syntheocc.occupancy.data.occupancy_files import occupancy_path, write_occupancy
 
         paths = []
@@ -108,6 +115,8 @@ class OutputFolder:
             path = occupancy_path(self.root / "labels" / kind, frame, kind)
             if source is not None:
                 atomic_write_bytes(path, source.read_bytes())
+            elif isinstance(grid, Occ3DLabels):
+                write_occ3d(grid, path)
             else:
                 assert grid is not None
                 write_occupancy(grid, path, kind)

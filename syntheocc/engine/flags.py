@@ -32,7 +32,12 @@ _FALSE = {"false", "0", "no", "off"}
 
 
 def flag(
-    default: Any, help: str, env: str | tuple[str, ...] = (), ignored: bool = False, aliases: tuple[str, ...] = ()
+    default: Any,
+    help: str,
+    env: str | tuple[str, ...] = (),
+    ignored: bool = False,
+    aliases: tuple[str, ...] = (),
+    positional: bool = False,
 ) -> Any:
     """A dataclass field with a help text and, optionally, environment variables that replace its default.
 
@@ -43,9 +48,16 @@ def flag(
             and not empty gives the default. A flag on the command line wins over the environment.
         ignored: the flag is only accepted; ``--help`` names such flags together, after those that do something.
         aliases: other names of the flag, as other programs call it.
+        positional: the `syntheocc` command takes it without the flag's name.
     """
     templates = (env,) if isinstance(env, str) else tuple(env)
-    metadata = {"help": help, "env": templates, "ignored": ignored, "aliases": aliases}
+    metadata = {
+        "help": help,
+        "env": templates,
+        "ignored": ignored,
+        "aliases": aliases,
+        "positional": positional,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 

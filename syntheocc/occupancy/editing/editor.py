@@ -15,7 +15,7 @@ from syntheocc.occupancy.data.frames import Boxes
 from syntheocc.occupancy.editing import checks
 from syntheocc.occupancy.editing.assets import Asset, asset_label
 from syntheocc.occupancy.editing.objects import Selector
-from syntheocc.occupancy.editing.state import Placed, State, cut_asset, turned
+from syntheocc.occupancy.editing.state import Placed, State, cut_asset, new_token, turned
 from syntheocc.occupancy.editing.workbench import NOTHING, Workbench
 from syntheocc.occupancy.grids import OccupancyGrid
 from syntheocc.occupancy.transforms import rotation_z
@@ -137,7 +137,7 @@ class Editor(Workbench):
             category = made.category if class_name is None else class_name
             pose = rotation_z(math.radians(yaw_deg))
             pose[:2, 3] = torch.tensor(place, dtype=torch.float64)
-            one = Placed(name, made, label, category, pose, *NOTHING, speed, self._new_token(name))
+            one = Placed(name, made, label, category, pose, *NOTHING, speed, new_token(self.token, name))
             self._place(one, z, 0.0, allow)
 
         self._edit("insert", arguments, act)

@@ -4,6 +4,7 @@ Inserted objects lie on the backdrop as layers and are never burnt into it, so t
 exactly what was there. Legend: N voxels, X Y Z voxels.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -17,7 +18,7 @@ from syntheocc.occupancy.editing.regions import Box
 from syntheocc.occupancy.grids import OccupancyGrid
 from syntheocc.occupancy.transforms import invert_rigid
 
-__all__ = ["Placed", "State", "cut_asset", "joined_boxes"]
+__all__ = ["Placed", "State", "cut_asset", "joined_boxes", "new_token", "turned"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +128,12 @@ def joined_boxes(boxes: Boxes | None, state: State) -> Boxes | None:
     kept = Boxes(torch.zeros(0, 4, 4), torch.zeros(0, 3), ()) if boxes is None else boxes
     names = tuple(state.renamed.get(i, name) for i, name in enumerate(kept.names))
     placed = _boxes_of(state.placed)
-    both = _joined(replace(kept, names=names), placed)
+    # What became something else is another instance: nuScenes' tables know one category for each.
+    tokens = tuple(
+        new_token(token or str(i), names[i]) if i in state.renamed else token
+        for i, token in enumerate(kept.instance_tokens)
+    )
+    both = _joined(replace(kept, names=names, instance_tokens=tokens), placed)
     moved = {one.origin: len(kept) + i for i, one in enumerate(state.placed) if one.origin is not None}
     order = [moved.get(i, i) for i in range(len(kept)) if i in moved or i in state.standing]
     order += [len(kept) + i for i, one in enumerate(state.placed) if one.origin is None]
@@ -152,6 +158,11 @@ def _joined(first: Boxes, second: Boxes) -> Boxes:
         a, b = getattr(first, one.name), getattr(second, one.name)
         columns[one.name] = torch.cat([a, b]) if isinstance(a, Tensor) else a + b
     return Boxes(**columns)
+
+
+def new_token(*parts: str) -> str:
+    """An instance token as nuScenes has them, 32 hex digits; the same parts give the same."""
+    return hashlib.md5(":".join(parts).encode(), usedforsecurity=False).hexdigest()
 
 
 def turned(velocity: tuple[float, float], angle: float) -> tuple[float, float]:

@@ -3,7 +3,6 @@
 Legend: N voxels, X Y Z voxels.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from syntheocc.occupancy.editing.assets import Asset, box_asset, library_asset
 from syntheocc.occupancy.editing.ground import close_ground, ground_columns, up_axis
 from syntheocc.occupancy.editing.objects import Selector, box_of, connected_object, own_voxels, parse_selector
 from syntheocc.occupancy.editing.regions import Box
-from syntheocc.occupancy.editing.state import Placed, State, cut_asset, joined_boxes
+from syntheocc.occupancy.editing.state import Placed, State, cut_asset, joined_boxes, new_token
 from syntheocc.occupancy.grids import OccupancyGrid
 
 __all__ = ["NOTHING", "Found", "Workbench"]
@@ -67,15 +66,18 @@ class Workbench:
         """Names of the objects that were inserted or moved."""
         return tuple(one.name for one in self._state.placed)
 
+    def voxels_of_inserted(self) -> dict[str, Tensor]:
+        """Name -> int64 [N, 3], the voxels that each inserted or moved object shows in the grid."""
+        owner = torch.full(self.original.spec.shape, -1, dtype=torch.int32)
+        for i, one in enumerate(self._state.placed):
+            owner[tuple(one.index.T)] = i
+        return {one.name: one.index[owner[tuple(one.index.T)] == i] for i, one in enumerate(self._state.placed)}
+
     def _set(self, state: State) -> None:
         self._state, self._grid = state, None
 
     def _with(self, labels: Tensor) -> OccupancyGrid:
         return self.original._replace(labels, self.original.taxonomy)
-
-    def _new_token(self, name: str) -> str:
-        """An instance token as nuScenes has them, 32 hex digits; the same frame and name give the same."""
-        return hashlib.md5(f"{self.token}:{name}".encode()).hexdigest()
 
     def _asset(self, asset: str | Asset, class_name: str | None, size: Sequence[float] | None) -> Asset:
         if isinstance(asset, Asset):
@@ -213,7 +215,7 @@ class Workbench:
             named = self.original.taxonomy.classes[label]
             name = f"#{one.origin}" if one.origin is not None else self._free_name(None, f"{named}_moved")
             asset = cut_asset(self._with(self._state.base), one.box, index, name, self._category(one) or named)
-            velocity, token = (0.0, 0.0), self._new_token(name)
+            velocity, token = (0.0, 0.0), new_token(self.token, name)
             if one.origin is not None:
                 assert boxes is not None
                 vx, vy = boxes.velocities[one.origin].tolist()
