@@ -79,9 +79,12 @@ def _window(picture: Any, transform: ImageTransform, scaled_height: int, scaled_
     out = np.zeros((transform.height, transform.width, 3), np.uint8)
     if left < right and top < bottom:
         x, y = picture.width / scaled_width, picture.height / scaled_height
-        # Resampling a box gives the same pixels as cropping the resampled whole: the filter reads across its border.
-        box = (left * x, top * y, min(right * x, picture.width), min(bottom * y, picture.height))
-        part = np.asarray(picture.resize((right - left, bottom - top), Image.Resampling.BICUBIC, box=box))
+        if x == y == 1:
+            part = np.asarray(picture.crop((left, top, right, bottom)))
+        else:
+            # A resampled box has the pixels of the cropped resampled whole: the filter reads across its border.
+            box = (left * x, top * y, min(right * x, picture.width), min(bottom * y, picture.height))
+            part = np.asarray(picture.resize((right - left, bottom - top), Image.Resampling.BICUBIC, box=box))
         rows = slice(top - transform.top, bottom - transform.top)
         out[rows, left - transform.left : right - transform.left] = part
     out = np.ascontiguousarray(out[:, ::-1]) if transform.flip else out
