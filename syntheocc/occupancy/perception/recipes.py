@@ -44,7 +44,7 @@ class TrainingRecipe:
         return settings | {"lr_end" if self.schedule == "cosine" else "lr_decay": self.decay}
 
     def milestone_steps(self, steps: int) -> tuple[int, ...]:
-        """The milestones of a run of so many steps: at the same share of it as in the recipe's epochs."""
+        """The milestones of a run of so many steps: at the same share of it as in the recipe's epochs, each once."""
         if self.schedule != "step":
             return ()
-        return tuple(max(1, round(steps * milestone / self.epochs)) for milestone in self.milestones)
+        return tuple(dict.fromkeys(max(1, round(steps * milestone / self.epochs)) for milestone in self.milestones))
