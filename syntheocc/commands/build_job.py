@@ -216,6 +216,7 @@ def _in_pool(
     import multiprocessing
     import threading
     from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+    from concurrent.futures.process import BrokenProcessPool
     from dataclasses import fields
     from itertools import islice
 
@@ -244,6 +245,10 @@ def _in_pool(
                     break
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (done.result() for done in finished)
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "a worker process was killed, perhaps for want of memory; give fewer --workers and run it again"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

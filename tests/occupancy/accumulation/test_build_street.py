@@ -262,3 +262,16 @@ def test_infos_alone_give_the_same_labels_as_the_tables(root, tmp_path):
     assert run("--dataroot", root, "--output-dir", tmp_path / "b", *few) == 0
     a, b = (read_grid_file(next((tmp_path / name / "grids").glob("**/sample0.npz"))) for name in "ab")
     assert (a.labels == b.labels).float().mean() > 0.9999
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_does(root, tmp_path):
+    assert run("--dataroot", root, "--output-dir", tmp_path / "one") == 0
+    assert (
+        main(["occupancy", "build", "--dataroot", str(root), "--output-dir", str(tmp_path / "two"), "--workers=2"])
+        == 0
+    )
+    files = sorted((tmp_path / "one/gts").glob("*/*/labels.npz"))
+    assert len(files) == 3
+    for path in files:
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
