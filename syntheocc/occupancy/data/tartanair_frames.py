@@ -7,6 +7,7 @@ segmentation as they are read (`tartanair.export_voxels`). Source: specs/occdept
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,8 +44,9 @@ def read_tartanair_frames(
         scene: the folder below the root.
 
     Returns:
-        Frames with token `Easy_P000_000005`; ego is the levelled camera's, the cameras `STEREO`; extras "depth",
-        "segments", "body2world" and, where exported, "voxels".
+        Frames with token `Easy_P000_000005`; ego is the levelled camera's, the cameras `STEREO`; occupancy_path the
+        exported voxels, or the segmentation that they are voted from; extras "depth", "segments", "body2world" and,
+        where exported, "voxels".
 
     Raises:
         ValueError: no such split or trajectory, a pose missing for a picture, or no frame.
@@ -91,7 +93,7 @@ def _trajectory(folder: Path, name: str, exported: Path | None) -> list[Frame]:
         cam2ego = tartanair.CAM2EGO_AXES @ tartanair.levelled(body2world)
         cameras = [Camera(tartanair.INTRINSICS, pose, *tartanair.IMAGE_SIZE) for pose in (cam2ego, cam2ego @ apart)]
         right = folder / "image_right" / f"{number}_right.png"
-        extras = {
+        extras: dict[str, Any] = {
             "body2world": body2world,
             "depth": folder / "depth_left" / f"{number}_left_depth.npy",
             "segments": folder / "seg_left" / f"{number}_left_seg.npy",
@@ -103,6 +105,7 @@ def _trajectory(folder: Path, name: str, exported: Path | None) -> list[Frame]:
                 timestamp_us=0,
                 cameras=CameraRig(dict(zip(STEREO, cameras, strict=True))),
                 image_paths=dict(zip(STEREO, (picture, right), strict=True)),
+                occupancy_path=extras["segments"] if exported is None else exported / f"{number}.pkl",
                 extras=extras | ({} if exported is None else {"voxels": exported / f"{number}.pkl"}),
             )
         )

@@ -218,6 +218,7 @@ def test_exported_voxels_are_taken_where_there_are_some(office, tmp_path):
     tartanair.write_tartanair(voted, path)
     frames = read_tartanair_frames(office, [("Easy", "P000")], voxels_root=tmp_path)
     assert torch.equal(read_voxels(frames[0]).grid.labels, voted.grid.labels)
+    assert frames[0].occupancy_path == path and first.occupancy_path.name == "000000_left_seg.npy"
     data = StereoFrames(stereo_source(TARTAN, frames), unreadable=BadSample)
     assert torch.equal(data[0].semantics[0], voted.grid.labels)
     assert isinstance(data[1], BadSample) and "000005.pkl" in data[1].reason
