@@ -82,6 +82,7 @@ def run_loop(
     device_batch: Callable[[Any, Any], Any] | None = None,
     parameter_groups: Sequence[Mapping[str, Any]] | None = None,
     accelerator: "Accelerator | None" = None,
+    identity: Mapping[str, Any] | None = None,
 ) -> LoopResult:
     """Train `module` to `config.max_train_steps`, saving and resuming whole checkpoints.
 
@@ -105,6 +106,8 @@ def run_loop(
         parameter_groups: AdamW's groups (`params` and their own `lr`, `weight_decay`), together the trained
             parameters; one group by default.
         accelerator: from :func:`make_accelerator`, when the caller needed one before.
+        identity: what makes the model what it is, as JSON holds it (a config); a checkpoint of another one is refused,
+            also where its tensors would fit.
 
     Returns:
         How it ended. SIGINT (Ctrl-C) and SIGTERM let the running step finish, save a checkpoint and return.
@@ -126,7 +129,7 @@ def run_loop(
     loop.check()
     with claimed(config.output_dir) if accelerator.is_main_process else nullcontext():
         try:
-            loop.prepare(parameter_groups)
+            loop.prepare(parameter_groups, identity)
             with StopSignals() as signals:
                 result = loop.run(signals)
         finally:
@@ -151,7 +154,9 @@ class _Loop:
     validate: Callable[[int], Validation | None] | None
     device_batch: Callable[[Any, Any], Any]
 
-    def prepare(self, parameter_groups: Sequence[Mapping[str, Any]] | None) -> None:
+    def prepare(
+        self, parameter_groups: Sequence[Mapping[str, Any]] | None, identity: Mapping[str, Any] | None = None
+    ) -> None:
         """Build and resume."""
         config, accelerator, module = self.config, self.accelerator, self.module
         self.trackers = Trackers([])
@@ -163,8 +168,9 @@ class _Loop:
         resumed = checkpoint_to_resume(checkpoints, config.resume_from_checkpoint)
         check_agreement(accelerator, checkpoint=resumed and resumed.name, samples=len(self.dataset))
 
-        self.state = LoopState(config, accelerator, module, self.sampler, checkpoints)
+        self.state = LoopState(config, accelerator, module, self.sampler, checkpoints, identity)
         if resumed is not None:
+            self.state.check_identity(resumed)
             self.state.load_weights(resumed)
         trained = trained_parameters(module)
         if config.use_ema and self.state.sharded:

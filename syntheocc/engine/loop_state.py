@@ -5,13 +5,15 @@
       training_state.safetensors  optimizer, averages, random states: tensors
       training_state.json         the same state's numbers, sampler position, step
       training_config.json        settings of the run
+      training_identity.json      what the model is made of, where the trainer says so
       ...                         the trained model for inference, as the trainer's `save_model` writes it
 
 Under FSDP and DeepSpeed, whose states are spread over the ranks, accelerate's own `save_state` fills `accelerate/`.
 """
 
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from syntheocc.engine.batch import mix_seed
 from syntheocc.engine.checkpoints import CheckpointFolder
 from syntheocc.engine.ema import EMA
-from syntheocc.engine.files import atomic_write_json
+from syntheocc.engine.files import atomic_write_json, read_json
 from syntheocc.engine.loop_config import LoopConfig
 from syntheocc.engine.samplers import EpochSampler
 from syntheocc.engine.state import (
@@ -43,6 +45,12 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _FORMAT = 1
+_IDENTITY = "training_identity.json"
+# Settings that bend the curve where they change.
+_SCHEDULE = (
+    "learning_rate lr_scheduler lr_warmup_steps lr_warmup_start lr_num_cycles lr_power lr_end lr_milestones lr_decay "
+    "max_train_steps max_grad_norm mixed_precision"
+).split()
 
 
 class LoopState:
@@ -55,11 +63,14 @@ class LoopState:
         module: nn.Module,
         sampler: EpochSampler,
         checkpoints: CheckpointFolder,
+        identity: Mapping[str, Any] | None = None,
     ):
         from accelerate.utils import DistributedType
 
         self.config, self.accelerator, self.checkpoints = config, accelerator, checkpoints
         self.module, self.sampler = module, sampler
+        # As it comes back from a file: tuples are lists there.
+        self.identity = None if identity is None else json.loads(json.dumps(identity))
         kind = accelerator.distributed_type
         self.sharded = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         # DeepSpeed's engine steps inside of backward; its stages 1 and 2 keep whole parameters on every rank.
@@ -74,6 +85,28 @@ class LoopState:
         self.names: dict[Tensor, str] = {
             parameter: plain_name(name) for name, parameter in self.module.named_parameters()
         }
+
+    def check_identity(self, checkpoint: Path) -> None:
+        """Refuse a checkpoint of another model; say which settings of the run have changed since.
+
+        Raises:
+            ValueError: what the model is made of differs, naming the values.
+        """
+        file = checkpoint / _IDENTITY
+        if self.identity is not None and file.is_file():
+            changed = _differences(read_json(file), self.identity)
+            if changed:
+                raise ValueError(
+                    f"{checkpoint} is of another model: {'; '.join(changed)}; resume with the preset and the settings "
+                    "of the first run, or give another output_dir"
+                )
+        file = checkpoint / "training_config.json"
+        if self.accelerator.is_main_process and file.is_file():
+            before, now = read_json(file), plain_settings(self.config)
+            watched = {name: before[name] for name in _SCHEDULE if name in before}
+            changed = _differences(watched, {name: now.get(name) for name in watched})
+            if changed:
+                note(f"resuming {checkpoint.name} with other settings, which count from here: {'; '.join(changed)}")
 
     def load_weights(self, checkpoint: Path) -> None:
         """Give the module, not prepared yet, a checkpoint's trained weights."""
@@ -165,6 +198,8 @@ class LoopState:
             save_tensors(folder / "trainable.safetensors", trainable_state(self.module))
         save_state(folder, "training_state", state)
         atomic_write_json(folder / "training_config.json", plain_settings(self.config))
+        if self.identity is not None:
+            atomic_write_json(folder / _IDENTITY, self.identity)
 
     def _save_sharded(self, step: int, save_model: Callable[[Path], None]) -> None:
         """All ranks write into the main one's temporary folder, which takes its name when all are done."""
@@ -207,6 +242,18 @@ def plain_settings(config: LoopConfig) -> dict[str, Any]:
         return str(value)
 
     return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], of: str = "") -> list[str]:
+    """What differs, as "name: old -> new"; tables are entered."""
+    found = []
+    for name in sorted({*before, *now}):
+        one, other = before.get(name), now.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += _differences(one, other, f"{of}{name}.")
+        elif one != other:
+            found.append(f"{of}{name}: {one} -> {other}")
+    return found
 
 
 def check_agreement(accelerator: "Accelerator", **values: Any) -> None:

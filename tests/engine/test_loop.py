@@ -36,7 +36,7 @@ class Slope(nn.Module):
         return {"loss": (self.w * batch - 1).square().mean()}
 
 
-def slope(folder, module, **settings):
+def slope(folder, module, identity=None, **settings):
     options = {"learning_rate": 0.25, "global_batch_size": 2, "adam_weight_decay": 0.0, "checkpointing_steps": 0}
     return run_loop(
         LoopConfig(output_dir=folder, **options | settings),
@@ -45,6 +45,7 @@ def slope(folder, module, **settings):
         collate=torch.stack,
         sampler=EpochSampler(2),
         save_model=lambda folder: None,
+        identity=identity,
     )
 
 
@@ -107,10 +108,27 @@ def test_an_interrupted_and_resumed_run_is_the_uninterrupted_one(tmp_path, worke
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
-def test_settings_of_the_resumed_run_count(tmp_path):
+def test_settings_of_the_resumed_run_count_and_are_named(tmp_path, capsys):
     train(config(tmp_path, max_train_steps=3, checkpointing_steps=3))
     train(config(tmp_path, max_train_steps=4, learning_rate=0.01, resume_from_checkpoint="checkpoint-3"))
     assert [line["lr"] for line in read_log(tmp_path / "log.jsonl")] == [0.05, 0.05, 0.05, 0.01]
+    said = capsys.readouterr().err
+    assert "learning_rate: 0.05 -> 0.01; max_train_steps: 3 -> 4" in said
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    """Also where all tensors fit: what the model is made of is saved, and compared as JSON holds it."""
+    made = {"preset": {"stages": (1, 2), "legacy": False}, "name": "one"}
+    settings = {"max_train_steps": 1, "checkpointing_steps": 1}
+    slope(tmp_path, Slope(), identity=made, **settings)
+    settings |= {"max_train_steps": 2, "resume_from_checkpoint": "latest"}
+    for changed in ({**made, "preset": {"stages": (1, 2), "legacy": True}}, {"name": "one"}):
+        with pytest.raises(
+            ValueError, match=r"checkpoint-1 is of another model: preset.*legacy.*resume with the preset"
+        ):
+            slope(tmp_path, Slope(), identity=changed, **settings)
+    slope(tmp_path, Slope(), **settings)  # a trainer that does not say what its model is
+    assert slope(tmp_path, Slope(), identity=made, **settings | {"max_train_steps": 3}).step == 3
 
 
 def test_what_is_lost_after_a_checkpoint_is_trained_and_logged_again(tmp_path):

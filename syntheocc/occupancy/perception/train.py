@@ -59,6 +59,7 @@ def train(config: TrainConfig) -> LoopResult:
         save_model=model.save_pretrained,
         validate=Validation(entry, model, config) if config.validation_steps else None,
         parameter_groups=entry.parameter_groups(model, recipe, config.learning_rate),
+        identity={"model": config.model, **model.config.to_dict()},
     )
 
 
