@@ -22,7 +22,7 @@ from syntheocc.occupancy.metrics import ray_origins
 from syntheocc.occupancy.perception.dataset import SPARSEOCC_CAMERAS
 from syntheocc.occupancy.perception.sparseocc import SparseOcc
 from syntheocc.occupancy.perception.sparseocc.inference import predict_grids
-from syntheocc.occupancy.perception.transforms import ImageAugmentation
+from syntheocc.occupancy.perception.transforms import ImageAugmentation, ImageTransform
 from syntheocc.occupancy.rendering.mpi import PlaneSpec, SemanticMPI, render_mpi
 from syntheocc.occupancy.transforms import invert_rigid
 from syntheocc.worlds.labels import exact_grid, exact_grids
@@ -102,6 +102,23 @@ def moments(frames: Iterable[Asked], device: torch.device) -> Iterator[Moment]:
         yield Moment(one, held_out.photograph(one.scene, one.times, device), grids)
 
 
+def windowed(images: Tensor, size: tuple[int, int]) -> tuple[Tensor, ImageTransform]:
+    """Images as a network's tests see them, scaled and cropped to the window at the bottom, and how that was done.
+
+    Args:
+        images: uint8 [N, 3, H, W].
+        size: h and w.
+
+    Returns:
+        uint8 [N, 3, h, w], and the transform.
+    """
+    window = ImageAugmentation(height=size[0], width=size[1]).for_test(*images.shape[-2:])
+    scaled = window.scaled_size(*images.shape[-2:])
+    flat = F.interpolate(images.float(), size=scaled, mode="bicubic", antialias=True).clamp(0, 255)
+    rows, columns = slice(window.top, window.top + size[0]), slice(window.left, window.left + size[1])
+    return flat[..., rows, columns].round().to(torch.uint8), window
+
+
 class Reader:
     """A SparseOcc that reads views of any size.
 
@@ -135,11 +152,7 @@ class Reader:
         Returns:
             uint8 [1, T, V, 3, h, w] and ego2img float32 [1, T, V, 4, 4].
         """
-        height, width = self.model.config.image_size
-        window = ImageAugmentation(height=height, width=width).for_test(*images.shape[-2:])
-        scaled = window.scaled_size(*images.shape[-2:])
-        flat = F.interpolate(images.flatten(0, 1).float(), size=scaled, mode="bicubic", antialias=True)
-        flat = flat[..., window.top :, window.left : window.left + width].clamp(0, 255).round().to(torch.uint8)
+        flat, window = windowed(images.flatten(0, 1), self.model.config.image_size)
         shots = flat.unflatten(0, images.shape[:2])[:, self.order]
         projections = []
         for t in range(len(images)):
