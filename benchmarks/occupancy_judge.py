@@ -1,6 +1,6 @@
 """A second judge: does a perception model read out of generated views the occupancy that they were generated from?
 
-    torchrun --nproc_per_node 4 benchmarks/occupancy_judge.py --weights ckp/sparseocc-small --output results
+    torchrun --nproc_per_node 4 benchmarks/occupancy_judge.py --output results
     python benchmarks/occupancy_judge.py --smoke --output smoke      # a minute on a CPU, means nothing
 
 SparseOcc, trained on real renders only, reads real, VAE-reconstructed and generated views of held-out scenes, and the
@@ -19,7 +19,7 @@ from controllability import size
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--output", type=Path, required=True, help="folder of the results")
-    p.add_argument("--weights", default="ckp/sparseocc-small", help="folder of a trained SparseOcc")
+    p.add_argument("--weights", default="ckp/sparseocc-nano", help="folder of a trained SparseOcc")
     p.add_argument("--model", default="ckp/syntheocc-nano", help='pipeline folder; "tiny" has random weights')
     p.add_argument("--judge", type=Path, default=Path("ckp/judge"), help="folder of the 2D judge")
     p.add_argument("--split", choices=("val", "test", "train"), default="val", help="val = development, test = final")

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["Generator", "Perceiver", "PredictionEdits", "default_perception", "on_preset"]
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "ckp"
-# The first that is there; weights of the street world, as `syntheocc loop` without arguments asks for.
-EMBEDDED = ("sparseocc-small", "sparseocc-nano")
+# The first that is there; trained on the street world.
+EMBEDDED = ("sparseocc-nano", "sparseocc-small")
 
 
 def default_perception() -> Path:

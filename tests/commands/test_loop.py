@@ -202,10 +202,10 @@ class TestRefusals:
         with pytest.raises(ValueError, match="no sample or scene is called nowhere"):
             loop(config(scenes=("nowhere",)))
         monkeypatch.setattr(loop_stages, "CHECKPOINTS", tmp_path)
-        with pytest.raises(ValueError, match="no perception model at .*sparseocc-small; give the folder"):
+        with pytest.raises(ValueError, match="no perception model at .*sparseocc-nano; give the folder"):
             default_perception()
-        shutil.copytree(perception, tmp_path / "sparseocc-small")
-        assert default_perception() == tmp_path / "sparseocc-small"
+        shutil.copytree(perception, tmp_path / "sparseocc-nano")
+        assert default_perception() == tmp_path / "sparseocc-nano"
 
 
 class TestEditing:
