@@ -89,9 +89,11 @@ def predict_missing(config: PredictConfig, ranks: Ranks, entry: ModelEntry, mode
     if len(bad) == wanted + len(unlisted):
         token, reason = next(iter(bad.items()))
         raise ValueError(f"none of {len(bad)} samples could be read; {token}: {reason}")
+    done = [frame for frame in dataset.frames[:wanted] if frame.token not in bad]
     if len(config.threshold) > 1 and ranks.is_main:
-        done = [frame for frame in dataset.frames[:wanted] if frame.token not in bad]
         _write_scenes(config, done)
+    if ranks.is_main:
+        entry.after_prediction(model.config, config, done)
     if config.pictures or config.meshes:
         _draw(config, ranks, dataset.frames[:wanted], Preset(model.config.grid, model.config.taxonomy))
     return bad

@@ -6,7 +6,7 @@ A model is added by an entry: a module with a subclass of `ModelEntry`, an objec
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from syntheocc.engine.loading import BadSample
+from syntheocc.occupancy.data.frames import Frame
 from syntheocc.occupancy.perception.batch import collate
 from syntheocc.occupancy.perception.prediction import OccupancyPrediction
 from syntheocc.occupancy.perception.recipes import TrainingRecipe
@@ -109,6 +110,17 @@ class ModelEntry(ABC):
             model: in evaluation mode, on its device.
             settings: `half` and `online` are honoured, or refused with a ValueError.
             data: the dataset of `test_data`.
+        """
+
+    def after_prediction(  # noqa: B027 (most models have nothing more)
+        self, config: Any, settings: PredictConfig, frames: Sequence[Frame]
+    ) -> None:
+        """What else is written when all frames are predicted; called on the main process.
+
+        Args:
+            config: of the model.
+            settings: where ``<token>.npz`` lie.
+            frames: those that are predicted.
         """
 
 

@@ -265,6 +265,9 @@ class PredictConfig(SourceConfig):
     online: bool = flag(False, "each image goes through the network once and its features are remembered")
     pictures: bool = flag(False, "also draw every prediction, and every scene as an animation, into pictures/")
     meshes: bool = flag(False, "also write every prediction's surface as meshes/<token>.ply")
+    published_files: bool = flag(
+        False, "of OccDepth: also write what its generate_output.py pickles, as output/<data set>/<frame>.npz"
+    )
 
     def __post_init__(self) -> None:
         import torch
@@ -298,9 +301,17 @@ class EvaluateConfig(PredictConfig):
     )
     mask: Literal["camera", "lidar", "none"] = flag("camera", "mIoU counts voxels that this sensor observed")
     allow_unreadable: bool = flag(False, "score without the samples that cannot be read, instead of refusing")
+    store_threshold: bool = flag(
+        False, "keep the --threshold of the best mIoU in the weights' config; score training scenes that were held out"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.store_threshold and (len(self.threshold) < 2 or not self.weights.is_dir()):
+            raise ValueError(
+                f"store_threshold chooses among several --threshold (got {len(self.threshold)}) and keeps the best in "
+                f"a folder of --weights (got {self.weights})"
+            )
         names = (name.strip().lower() for text in self.metrics for name in text.split(","))
         self.metrics = tuple(dict.fromkeys(name for name in names if name))
         unknown = [name for name in self.metrics if name not in METRICS]
@@ -311,6 +322,8 @@ class EvaluateConfig(PredictConfig):
         """As of every program; also the metrics that go with the labels."""
         super().use(model)
         self.metrics = self.metrics or (("ssc",) if self.is_tree else ("miou", "rayiou"))
+        if self.store_threshold and "miou" not in self.metrics:
+            raise ValueError(f"store_threshold goes by mIoU, which --metrics={','.join(self.metrics)} leaves out")
         if self.is_tree != (self.metrics == ("ssc",)):
             raise ValueError(
                 f"--metrics={','.join(self.metrics)} with {self.labels} labels: ssc is the metric of KITTI, NYUv2 and "

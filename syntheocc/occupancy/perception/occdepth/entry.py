@@ -1,12 +1,18 @@
 """OccDepth as the programs see it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from syntheocc.engine.files import read_npz
 from syntheocc.engine.loading import BadSample
 from syntheocc.engine.ranks import Ranks
+from syntheocc.occupancy.cameras import CameraRig
+from syntheocc.occupancy.data.completion_files import write_completion_file
+from syntheocc.occupancy.data.frames import Frame
+from syntheocc.occupancy.grids import OccupancyGrid
 from syntheocc.occupancy.perception.occdepth.augmentation import StereoAugmentation
 from syntheocc.occupancy.perception.occdepth.batch import StereoBatch, collate
 from syntheocc.occupancy.perception.occdepth.config import OccDepthConfig
@@ -24,7 +30,7 @@ from syntheocc.occupancy.perception.registry import GeneratorOf, ModelEntry
 from syntheocc.occupancy.perception.settings import PredictConfig, SourceConfig, TrainConfig
 from syntheocc.occupancy.perception.shared_norms import share_batch_norms
 from syntheocc.occupancy.perception.sources import ROUNDS
-from syntheocc.occupancy.perception.trees import TREES
+from syntheocc.occupancy.perception.trees import TREES, TreeLabels
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 # What each data set has of depth: that of KITTI's teacher is made by utils/gen_depth.py.
@@ -114,6 +120,31 @@ class OccDepthEntry(ModelEntry):
                 return model.predict(batch.images, StereoCameras.of_batch(batch), batch.depth)
 
         return predict
+
+    def after_prediction(self, config: OccDepthConfig, settings: PredictConfig, frames: Sequence[Frame]) -> None:
+        """With `published_files`: predictions, truth and cameras as the published generate_output.py keeps them."""
+        if not settings.published_files:
+            return
+        from tqdm import tqdm
+
+        labels = settings.reader(optional=True)
+        assert isinstance(labels, TreeLabels)
+        if labels.grid != TREES[labels.kind].spec:
+            raise ValueError(f"--published_files are of {labels.kind}'s own voxels; the model's are {labels.grid}")
+        for frame in tqdm(frames, desc="published files", unit="frame"):
+            pose = labels.grid2ego(frame)
+            pred = read_npz(settings.output_dir / f"{frame.token}.npz", ["pred"])["pred"]
+            found = labels(frame)
+            truth = None if found is None else OccupancyGrid(found.semantics, *labels.preset, pose)
+            rig = CameraRig(dict(list(frame.cameras.items())[: 1 if config.virtual_view else config.num_views]))
+            grid = OccupancyGrid(pred, *labels.preset, pose)
+            write_completion_file(_published_path(settings, labels.kind, frame), grid, rig, truth)
+
+
+def _published_path(settings: PredictConfig, kind: str, frame: Frame) -> Path:
+    """Where generate_output.py writes a frame, but for the suffix."""
+    folder = settings.output_dir / "output" / {"semantic_kitti": "kitti", "nyuv2": "NYU"}.get(kind, kind)
+    return folder / frame.scene / f"{frame.extras.get('frame', frame.token)}.npz"
 
 
 def _source(config: OccDepthConfig, settings: SourceConfig, depth: Any, labels: bool) -> StereoSource:
