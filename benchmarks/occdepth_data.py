@@ -5,7 +5,7 @@
     python benchmarks/occdepth_data.py --device cuda --parts projection                 vox2pix on the GPU
     python benchmarks/occdepth_data.py --smoke                                          tiny, means nothing
 
-Parts: `samples` (training samples of KITTI and NYUv2 at the published sizes, one process; the aim is 150 ms a sample),
+Parts: `samples` (training samples of each data set at the published sizes, one process; the aim is 150 ms a sample),
 `steps` (what one is made of, and what the published way would compute again in each), `projection` (vox2pix and tiles
 on the device), `depth` (semi-global matching against exact depth of the street world, and against a lidar), `voxels`
 (our voxels of a scan against the official file). Whatever is rendered is rendered once, into `--cache`.
@@ -26,7 +26,7 @@ from measuring import Bench
 from PIL import Image
 from reporting import run_summary
 
-from syntheocc.engine.files import atomic_write_json
+from syntheocc.engine.files import atomic_write_image, atomic_write_json, atomic_write_npy
 from syntheocc.occupancy.data import kitti, nyuv2
 from syntheocc.occupancy.data.downsampling import downsample_labels
 from syntheocc.occupancy.data.frames import Frame
@@ -39,6 +39,8 @@ from syntheocc.occupancy.data.semantic_kitti import (
 from syntheocc.occupancy.data.semantic_kitti_frames import completion_frames
 from syntheocc.occupancy.data.stereo_matching import rectified_pair, stereo_depth
 from syntheocc.occupancy.data.stereo_pairs import read_stereo_pair
+from syntheocc.occupancy.data.tartanair import write_poses
+from syntheocc.occupancy.data.tartanair_frames import read_tartanair_frames
 from syntheocc.occupancy.perception.occdepth.augmentation import StereoAugmentation
 from syntheocc.occupancy.perception.occdepth.batch import NO_TILE, StereoBatch
 from syntheocc.occupancy.perception.occdepth.dataset import StereoFrames
@@ -73,6 +75,19 @@ def make_world(root: Path, smoke: bool) -> None:
     size = (94, 310) if smoke else (376, 1241)
     write_kitti_sequence(make_scene(5, key_frames=3), root / "kitti", "00", size=size, frames=[0, 1])
     write_rooms(root / "nyu", train=1, test=0)
+    make_office(root / "tartanair" / "office" / "Easy" / "P000")
+
+
+def make_office(folder: Path) -> None:
+    """A TartanAir frame of waves: what it costs to read depends on the number of its pixels alone."""
+    rows, columns = np.mgrid[:480, :640]
+    depth = (3 + 2 * np.sin(columns / 90) + 1.5 * np.cos(rows / 70)).astype(np.float32)
+    noise = np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)
+    for side in ("left", "right"):
+        atomic_write_image(folder / f"image_{side}" / f"000000_{side}.png", noise)
+    atomic_write_npy(folder / "depth_left" / "000000_left_depth.npy", depth)
+    atomic_write_npy(folder / "seg_left" / "000000_left_seg.npy", noise[..., 0])
+    write_poses(torch.eye(4, dtype=torch.float64)[None], folder / "pose_left.txt")
 
 
 def sample_costs(bench: Bench, root: Path) -> None:
@@ -96,6 +111,8 @@ def sample_costs(bench: Bench, root: Path) -> None:
         "NYUv2, virtual view",
         StereoFrames(stereo_source(nyu, rooms, depth="sensor"), augmentation, rounds=1000),
     )
+    office = stereo_source(preset("tartanair").model, read_tartanair_frames(root / "tartanair"), depth="sensor")
+    cost(bench, "TartanAir, voxels voted", StereoFrames(office, augmentation, rounds=1000))
     if bench.args.real is not None:
         pair = real_frames(bench.args.real)
         data = StereoFrames(KittiSource(pair, kitti_model, "lidar", labels=False), augmentation, rounds=1000)

@@ -87,7 +87,11 @@ class TartanAirSource(StereoSource):
         return self._scaled(read_voxels(frame, self.index_rule).grid.labels.numpy())
 
     def depths(self, frame: Frame) -> list[np.ndarray]:  # noqa: D102
-        return [np.where(np.isfinite(depth := tartanair.read_depth(frame.extras["depth"])), depth, 0.0)]
+        path = frame.extras["depth"]
+        depth = tartanair.read_depth(path)
+        if depth.shape != tartanair.IMAGE_SIZE:
+            raise ValueError(f"{path}: depth of {depth.shape[0]} x {depth.shape[1]} pixels; TartanAir's has 480 x 640")
+        return [np.where(np.isfinite(depth), depth, 0.0)]
 
 
 def stereo_source(

@@ -235,5 +235,9 @@ def test_what_offices_lack_is_named(office, tmp_path):
     gone = replace(second, image_paths=second.image_paths | {"image_right": tmp_path / "000005_right.png"})
     data = StereoFrames(stereo_source(TARTAN, [first, gone]), unreadable=BadSample)
     assert "000005_right.png: no such picture" in data[1].reason
+    np.save(tmp_path / "small.npy", np.ones((240, 320), np.float32))
+    small = replace(first, extras=first.extras | {"depth": tmp_path / "small.npy"})
+    source = stereo_source(TARTAN, [small], depth="sensor", labels=False)
+    assert "small.npy: depth of 240 x 320 pixels" in StereoFrames(source, unreadable=BadSample)[0].reason
     short = replace(first, extras=first.extras | {"segments": tmp_path / "none.npy"})
     assert "none.npy" in StereoFrames(stereo_source(TARTAN, [short]), unreadable=BadSample)[0].reason
