@@ -9,7 +9,7 @@ are integers and the test-time model draws nothing: two evaluations of the same 
 import sys
 from collections.abc import Sequence
 
-from syntheocc.engine.files import atomic_write_json, atomic_write_text
+from syntheocc.engine.files import atomic_write_json, atomic_write_text, read_json
 from syntheocc.engine.flags import parse_flags
 from syntheocc.engine.ranks import Ranks
 from syntheocc.occupancy.data.frames import Frame
@@ -18,6 +18,7 @@ from syntheocc.occupancy.perception.predict import device_of, predict_missing
 from syntheocc.occupancy.perception.registry import load_model
 from syntheocc.occupancy.perception.scoring import Scoring
 from syntheocc.occupancy.perception.settings import EvaluateConfig
+from syntheocc.occupancy.perception.storage import CONFIG
 
 __all__ = ["EvaluateConfig", "evaluate"]
 
@@ -56,7 +57,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, MetricResult]:
     atomic_write_json(
         config.output_dir / "results.json", {"frames": scored, "unreadable": sorted(bad), "metrics": scores}
     )
+    if config.store_threshold:
+        _store(config, results)
     return results
+
+
+def _store(config: EvaluateConfig, results: dict[str, MetricResult]) -> None:
+    """Keep the threshold of the best mIoU with the weights."""
+    found = {threshold: results[f"miou@{threshold:g}"]["mIoU"] for threshold in config.threshold}
+    best = max(found, key=lambda threshold: found[threshold])
+    file = config.weights / CONFIG
+    values = read_json(file)
+    atomic_write_json(file, {**values, "threshold": best})
+    print(f"{file}: threshold {values['threshold']:g} -> {best:g} (mIoU {found[best]:.4f})")
 
 
 def _refuse(config: EvaluateConfig, bad: dict[str, str]) -> None:

@@ -1,6 +1,7 @@
 """Training with 2D labels, prediction, evaluation and threshold sweeps as programs, on a tree of three key frames."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -95,6 +96,18 @@ def test_a_sweep_of_thresholds_comes_besides(root, trained, tmp_path):
     with np.load(other / f"{token}.npz") as arrays:
         assert (arrays["pred"] == 17).all()
     assert OccFlowNet.from_pretrained(folder).config.threshold == 0.5
+    # The best of a sweep is kept with a copy of the weights; one value is no choice.
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    arguments = [
+        *flags(dataroot=root, weights=copied, device="cpu", max_samples=1, metrics="miou"),
+        "--store_threshold",
+    ]
+    assert evaluate.main([*arguments, *flags(output_dir=tmp_path / "kept", threshold="0.4,0.6")]) == 0
+    scores = json.loads((tmp_path / "kept/results.json").read_text())["metrics"]
+    best = max((0.4, 0.6), key=lambda value: scores[f"miou@{value:g}"]["figures"]["mIoU"])
+    assert OccFlowNet.from_pretrained(copied).config.threshold == best
+    with pytest.raises(ValueError, match="chooses among several"):
+        evaluate.EvaluateConfig(dataroot=root, weights=copied, threshold=(0.4,), store_threshold=True)
 
 
 def test_samples_are_augmented_as_published(root):
