@@ -143,7 +143,9 @@ class EditFolder(OutputFolder):
             write_grid_file(grid, path)
             paths = [str(path.relative_to(self.root)), *self.write_labels(frame)]
         if kind not in ("occ3d", "semantic_kitti", None):
-            path = occupancy_path(self.root / "labels" / "occ3d", frame, "occ3d")
+            # Occ3D sorts by scene, which some info files do not name.
+            named = frame if frame.scene else dataclasses.replace(frame, scene="unnamed")
+            path = occupancy_path(self.root / "labels" / "occ3d", named, "occ3d")
             coarse, known = resampled(grid, OCC3D_NUSCENES)
             write_occ3d(Occ3DLabels(coarse, known, known), path)
             paths.append(str(path.relative_to(self.root)))
