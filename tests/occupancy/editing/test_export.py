@@ -50,7 +50,7 @@ def test_annotation_rows_are_boxes_in_the_world(street, six_cameras):
         "human.pedestrian.adult",
         "movable_object.trafficcone",
     ]
-    assert np.allclose(rows[0]["translation"], [102.0, 58.0, 2.8]) and rows[0]["size"] == [1.6, 4.0, 1.6]
+    assert np.allclose(rows[0]["translation"], [102.0, 58.0, 2.8]) and np.allclose(rows[0]["size"], [1.6, 4.0, 1.6])
     pose = pose_from_quaternion(rows[2]["translation"], rows[2]["rotation"])
     assert torch.allclose(pose, ego2global @ editor.boxes.box2ego[2], atol=1e-9)
     assert (rows[0]["num_lidar_pts"], rows[2]["num_lidar_pts"]) == (50, 0)
