@@ -13,6 +13,7 @@ from syntheocc.occupancy.cameras import CameraRig
 from syntheocc.occupancy.data.completion_files import write_completion_file
 from syntheocc.occupancy.data.frames import Frame
 from syntheocc.occupancy.grids import OccupancyGrid
+from syntheocc.occupancy.perception.occdepth.acceleration import prepare_for_inference
 from syntheocc.occupancy.perception.occdepth.augmentation import StereoAugmentation
 from syntheocc.occupancy.perception.occdepth.batch import StereoBatch, collate
 from syntheocc.occupancy.perception.occdepth.config import OccDepthConfig
@@ -71,7 +72,12 @@ class OccDepthEntry(ModelEntry):
         source = _source(config, settings, None if depth == "none" else depth, labels=True)
         return StereoFrames(
             source,
-            StereoAugmentation(jitter=recipe.color_jitter, flip=0.5 if recipe.flip_images else 0.0),
+            StereoAugmentation(
+                jitter=recipe.color_jitter,
+                flip=0.5 if recipe.flip_images else 0.0,
+                shared=not settings.colours_apart,
+                strong=settings.strong_augmentation,
+            ),
             seed=settings.seed,
             rounds=max(ROUNDS, settings.epochs or 0),
             unreadable=BadSample,
@@ -93,7 +99,8 @@ class OccDepthEntry(ModelEntry):
 
     def step(self, model: OccDepth, settings: TrainConfig, generator_of: GeneratorOf) -> OccDepthStep:
         """The eight losses."""
-        return OccDepthStep(model)
+        assert isinstance(settings, OccDepthTrainConfig)
+        return OccDepthStep(model, settings.max_train_steps if settings.sem_step_decay else None)
 
     def parameter_groups(self, model: OccDepth, recipe: Any, learning_rate: float) -> list[dict[str, Any]]:
         """All alike, but for the encoder's rate."""
@@ -112,14 +119,9 @@ class OccDepthEntry(ModelEntry):
             raise ValueError("OccDepth predicts classes, no density that a threshold could cut: leave --threshold out")
         if settings.online:
             raise ValueError("OccDepth sees one instant and remembers nothing: leave --online out")
-        device = next(model.parameters()).device
-        dtype = _DTYPES.get(settings.half)
-
-        def predict(batch: StereoBatch) -> OccupancyPrediction:
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                return model.predict(batch.images, StereoCameras.of_batch(batch), batch.depth)
-
-        return predict
+        if settings.half != "no":
+            model = prepare_for_inference(model, _DTYPES[settings.half])
+        return lambda batch: model.predict(batch.images, StereoCameras.of_batch(batch), batch.depth)
 
     def after_prediction(self, config: OccDepthConfig, settings: PredictConfig, frames: Sequence[Frame]) -> None:
         """With `published_files`: predictions, truth and cameras as the published generate_output.py keeps them."""

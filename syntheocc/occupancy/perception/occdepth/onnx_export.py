@@ -183,11 +183,15 @@ def _unflattened(values: dict[str, Tensor]) -> Lookup:
 
 
 def _made_up(model: OccDepth) -> StereoCameras:
-    """A level pair half a metre apart at the grid's near end that sees about all of it."""
+    """A level pair half a metre apart at the grid's near end that sees about all of it.
+
+    Its axis is a little beside the middle: with all of it symmetrical, voxels would lie right between two pixels, and
+    a rounding error would decide which one a network that reads the nearest takes.
+    """
     config = model.config
     height, width = config.image_size
     intrinsics = torch.tensor(
-        [[0.6 * width, 0, width / 2 - 0.5], [0, 0.6 * width, height / 2 - 0.5], [0, 0, 1]], dtype=torch.float64
+        [[0.6 * width, 0, width / 2 - 0.287], [0, 0.6 * width, height / 2 - 0.713], [0, 0, 1]], dtype=torch.float64
     )
     lower, upper = (torch.tensor(corner, dtype=torch.float64) for corner in (config.grid.lower, config.grid.upper))
     if config.dataset == "tartanair":  # its grid has a camera's axes

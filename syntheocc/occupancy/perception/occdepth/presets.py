@@ -122,7 +122,7 @@ def nyu_b4() -> OccDepthPreset:
         backbone="efficientnet_b4",
         channels=100,
         lift="flosp",
-        depth=DepthBins(0.08, 10.0, 0.08),
+        depth=DepthBins(0.0, 10.0, 0.08),
         relation_prior=False,
         cascade=False,
         class_weights=(0.05,) + (1.0,) * 11,

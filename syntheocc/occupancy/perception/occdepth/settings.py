@@ -37,6 +37,15 @@ class OccDepthTrainConfig(TrainConfig):
     teacher: Literal["preset", "stereo", "lidar", "sensor", "none"] = flag(
         "preset", "depth that the depth distribution learns from: pictures of depth/, the lidar, a depth camera, none"
     )
+    strong_augmentation: bool = flag(
+        False, "also blurred, grey and partly erased pictures", aliases=("use_strong_img_aug", "use-strong-img-aug")
+    )
+    colours_apart: bool = flag(False, "colours of both views are changed apart, as published")
+    sem_step_decay: bool = flag(
+        False,
+        "the semantic affinity loss counts less with every step, down to a tenth",
+        aliases=("sem_step_decay_loss", "sem-step-decay-loss"),
+    )
     share_batch_norms: bool = flag(True, "batch norms see the samples of all processes")
     n_gpus: int | None = flag(None, "how many processes there are meant to be; torchrun starts them")
     batch_size_per_gpu: int | None = flag(None, "samples a process, instead of --global_batch_size")

@@ -22,11 +22,14 @@ class OccDepthStep(nn.Module):
 
     Args:
         model: what is trained.
+        sem_decay_steps: steps over which the semantic affinity loss falls evenly to `LEAST_SEM` of it; None: it stays.
     """
 
-    def __init__(self, model: OccDepth):
+    LEAST_SEM = 0.1
+
+    def __init__(self, model: OccDepth, sem_decay_steps: int | None = None):
         super().__init__()
-        self.model = model
+        self.model, self.sem_decay_steps = model, sem_decay_steps
 
     def forward(self, batch: StereoBatch, step: int, positions: Sequence[int]) -> dict[str, Tensor]:
         """All loss terms and "loss", their sum.
@@ -41,7 +44,12 @@ class OccDepthStep(nn.Module):
         """
         output = self.model(batch.images, StereoCameras.of_batch(batch), batch.depth)
         parts = [self.model.losses(_sample_of(output, i), _sample_of_batch(batch, i)) for i in range(len(batch))]
-        return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        losses = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        if self.sem_decay_steps is not None and "sem_scal" in losses:
+            share = max(self.LEAST_SEM, 1 - step / self.sem_decay_steps)
+            losses["loss"] = losses["loss"] - (1 - share) * losses["sem_scal"]
+            losses["sem_scal"] = share * losses["sem_scal"]
+        return losses
 
 
 def _sample_of(output: OccDepthOutput, index: int) -> OccDepthOutput:

@@ -205,6 +205,21 @@ def test_a_submission_is_packed_from_predictions_of_the_test_split(tree, trained
     assert not (tmp_path / "again.zip").exists()
 
 
+def test_the_affinity_loss_may_count_less_with_every_step(tree):
+    config = preset("tiny").model
+    source = stereo_source(config, completion_frames(tree, ["00"]), depth="stereo")
+    batch = StereoFrames(source)[0]
+    torch.manual_seed(0)
+    model = OccDepth(config).eval()
+    with torch.no_grad():
+        plain, later, last = (
+            OccDepthStep(model, total)(batch, step, [0]) for total, step in ((None, 0), (10, 4), (10, 9))
+        )
+    assert float(later["sem_scal"]) == pytest.approx(0.6 * float(plain["sem_scal"]))
+    assert float(last["sem_scal"]) == pytest.approx(0.1 * float(plain["sem_scal"]))
+    assert float(later["loss"]) == pytest.approx(float(plain["loss"]) - 0.4 * float(plain["sem_scal"]))
+
+
 def test_a_frame_that_cannot_be_read_is_named_and_costs_no_other(tree, trained, tmp_path, capsys):
     root = shutil.copytree(tree, tmp_path / "kitti")
     (root / "sequences/00/image_3/000005.png").unlink()
