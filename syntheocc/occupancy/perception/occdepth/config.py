@@ -15,6 +15,7 @@ DepthSpacing = Literal["uniform", "linear", "mismatched"]
 Sampling = Literal["bilinear", "nearest"]
 ViewFusion = Literal["similarity", "cosine"]
 DepthFusion = Literal["residual", "multiply"]
+VirtualDepth = Literal["sensor", "predicted"]
 VirtualWarp = Literal["centred", "published"]
 
 _STEPS = 4  # the 3D network halves its volume twice
@@ -46,6 +47,9 @@ class OccDepthConfig:
     """Cameras of a sample; 1 is the monocular model."""
     virtual_view: bool = False
     """The second view's features are the first one's, moved by a depth picture that comes with the sample (NYUv2)."""
+    virtual_depth: VirtualDepth = "sensor"
+    """Whose depth moves the virtual view: a sensor's, as published, which is needed at test time too, or the model's
+    own estimate ("predicted"), which needs none."""
     virtual_warp: VirtualWarp = "centred"
     """"published" moves a virtual view's features half a cell too little and by the first sample's depth."""
     image_size: tuple[int, int] = (370, 1220)
@@ -126,6 +130,8 @@ class OccDepthConfig:
             raise ValueError(f"num_views must be 1 or 2, got {self.num_views}")
         if self.virtual_view and self.num_views != 2:
             raise ValueError("a virtual view is the second of 2; set num_views to 2")
+        if self.virtual_view and self.virtual_depth == "predicted" and self.lift != "flosp_depth":
+            raise ValueError("a virtual view by predicted depth needs the depth network; set lift to 'flosp_depth'")
         if not self.scales or set(self.scales) - {1, 2, 4, 8} or len(set(self.scales)) != len(self.scales):
             raise ValueError(f"scales must be some of 1, 2, 4, 8, each once, got {self.scales}")
         if self.decoder_channels is not None and self.decoder_channels < 32:
@@ -148,6 +154,7 @@ class OccDepthConfig:
             "sampling": Sampling,
             "view_fusion": ViewFusion,
             "depth_fusion": DepthFusion,
+            "virtual_depth": VirtualDepth,
             "virtual_warp": VirtualWarp,
         }
         for name, kind in choices.items():

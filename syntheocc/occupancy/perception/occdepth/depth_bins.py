@@ -11,7 +11,7 @@ from torch import Tensor
 
 from syntheocc.occupancy.perception.view_transform import DepthBins
 
-__all__ = ["LinearBins", "edge_places", "linear_places", "loss_bins"]
+__all__ = ["LinearBins", "edge_places", "expected_depth", "linear_places", "loss_bins"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,17 @@ def edge_places(depth: Tensor, bins: DepthBins, spacing: str) -> Tensor:
     if spacing == "uniform":
         return ((depth - bins.near) / bins.step).clamp(0, bins.number)
     return linear_places(depth.clamp_min(bins.near), bins).clamp_max(bins.number)
+
+
+def expected_depth(logits: Tensor, bins: DepthBins, spacing: str) -> Tensor:
+    """The mean of depth distributions [..., D, h, w], each bin at its middle: float32 [..., h, w] metres."""
+    edges = torch.arange(bins.number + 1, device=logits.device, dtype=torch.float32)
+    if spacing == "linear":
+        edges = (bins.far - bins.near) * edges * (edges + 1) / (bins.number * (bins.number + 1))
+    else:
+        edges = bins.step * edges
+    middles = bins.near + (edges[1:] + edges[:-1]) / 2
+    return (logits.float().softmax(-3) * middles[:, None, None]).sum(-3)
 
 
 def loss_bins(bins: DepthBins, spacing: str) -> DepthBins | LinearBins:

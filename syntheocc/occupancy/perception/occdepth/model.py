@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from syntheocc.occupancy.perception.occdepth.batch import StereoBatch
 from syntheocc.occupancy.perception.occdepth.config import OccDepthConfig
+from syntheocc.occupancy.perception.occdepth.depth_bins import expected_depth
 from syntheocc.occupancy.perception.occdepth.depth_lifting import (
     PUBLISHED_GAIN,
     DepthFusion,
@@ -129,7 +130,7 @@ class OccDepth(nn.Module):
             images: [B, I, 3, H, W] RGB: uint8, or float already normalised (`normalise`). A model of one view takes
                 the first.
             cameras: of the pictures, or what `lookup` made of them.
-            depth: [B, D, H, W] metres, 0 none; read for a virtual second view only.
+            depth: [B, D, H, W] metres, 0 none; read for a virtual second view by a sensor's depth only.
 
         Raises:
             ValueError: images of another size, too few of them, or no depth for a virtual view.
@@ -173,9 +174,15 @@ class OccDepth(nn.Module):
         self, maps: dict[int, Tensor], lookup: Lookup, depth: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The volume [B, C, X, Y, Z] (axes as the 3D network has them) of feature maps, and the depth's logits."""
-        config = self.config
+        config, logits = self.config, None
+        if self.depth_net is not None:
+            features = maps[DEPTH_STRIDE]
+            intrinsics = lookup.intrinsics[:, : features.shape[1]].flatten(0, 1)
+            logits = self.depth_net(features.flatten(0, 1), intrinsics).unflatten(0, features.shape[:2])
         wanted = {stride: maps[stride] for stride in config.scales}
         if config.virtual_view:
+            if config.virtual_depth == "predicted" and logits is not None:
+                depth = expected_depth(logits[:, :1], config.depth, config.depth_spacing)
             if depth is None or lookup.shift is None:
                 raise ValueError("a virtual second view needs the depth pictures of the first: depth [B, 1, H, W]")
             for stride, features in wanted.items():
@@ -184,12 +191,7 @@ class OccDepth(nn.Module):
                 )
                 wanted[stride] = torch.stack([features[:, 0], moved], 1)
         volume = lift_features(wanted, lookup.pixels, config.view_fusion)  # [B, N, C]
-        logits = None
-        if self.depth_net is not None:
-            features = maps[DEPTH_STRIDE]
-            pictures = features.shape[1]
-            found = self.depth_net(features.flatten(0, 1), lookup.intrinsics[:, :pictures].flatten(0, 1))
-            logits = found.unflatten(0, features.shape[:2])
+        if logits is not None:
             volume = self._with_depth(volume, logits, lookup)
         volume = volume.unflatten(1, config.volume_grid.shape)
         return volume.permute(0, 4, *(axis + 1 for axis in config.axes)), logits

@@ -8,7 +8,7 @@ from test_occdepth_projection import sequence_00
 
 from syntheocc.occupancy.grids import SEMANTIC_KITTI, GridSpec
 from syntheocc.occupancy.perception.depth_supervision import depth_bin_loss
-from syntheocc.occupancy.perception.occdepth.depth_bins import LinearBins, linear_places, loss_bins
+from syntheocc.occupancy.perception.occdepth.depth_bins import LinearBins, expected_depth, linear_places, loss_bins
 from syntheocc.occupancy.perception.occdepth.depth_lifting import (
     DepthFusion,
     depth_evidence,
@@ -56,6 +56,17 @@ def test_the_published_mismatch_of_bins():
     edges = 2 + width * torch.arange(105.0, dtype=F64) * torch.arange(1, 106, dtype=F64) / 2
     assert linear.index(edges[:-1] + 1e-6).tolist() == list(range(104))
     assert linear.index(torch.tensor([1.99, 54.01, math.inf, -1.0])).tolist() == [-1] * 4
+
+
+@pytest.mark.parametrize("spacing", ["uniform", "linear"])
+def test_the_expected_depth_of_a_sure_distribution_is_its_bins_middle(spacing):
+    depths = torch.tensor([2.3, 10.1, 30.0, 53.0])
+    bins = loss_bins(KITTI, spacing)
+    logits = torch.full((104, 1, 4), -200.0)
+    logits[bins.index(depths), 0, torch.arange(4)] = 200.0
+    found = expected_depth(logits, KITTI, spacing)[0]
+    assert torch.equal(bins.index(found), bins.index(depths))
+    assert float((found - depths).abs().max()) <= (0.251 if spacing == "uniform" else 0.5)
 
 
 def kitti_left(flipped=False):

@@ -169,6 +169,33 @@ def test_a_missing_second_camera_leaves_the_first():
     torch.testing.assert_close(alone, other, atol=1e-5, rtol=1e-5)
 
 
+def test_samples_do_not_look_at_one_another():
+    """Grids that begin elsewhere, and depths of their own: published, the first sample's were everybody's."""
+    for changes in ({}, {"lift": "flosp", "virtual_view": True}):
+        model = made(**changes).eval()
+        batch = scene(model.config)
+        batch.origin[1] += torch.tensor([0.7, -0.3, 0.2], dtype=torch.float64)
+        batch.depth[1] *= 2
+        with torch.no_grad():
+            both = model(batch.images, StereoCameras.of_batch(batch), batch.depth).logits
+            for i in range(2):
+                cameras = StereoCameras(batch.velo2img[i : i + 1], batch.intrinsics[:1], batch.origin[i : i + 1])
+                alone = model(batch.images[i : i + 1], cameras, batch.depth[i : i + 1]).logits
+                torch.testing.assert_close(both[i], alone[0], atol=1e-4, rtol=1e-4)
+        assert float((both[0] - both[1]).abs().max()) > 1e-3
+
+
+def test_a_virtual_view_by_the_models_own_depth_needs_no_sensor():
+    model = made(virtual_view=True, virtual_depth="predicted").eval()
+    batch = scene(model.config, 1)
+    with torch.no_grad():
+        cameras = StereoCameras.of_batch(batch)
+        free = model(batch.images, cameras).logits
+        assert torch.equal(free, model(batch.images, cameras, batch.depth).logits)
+    with pytest.raises(ValueError, match="needs the depth network"):
+        config(virtual_view=True, virtual_depth="predicted", lift="flosp")
+
+
 def test_a_model_is_saved_and_read_again(tmp_path):
     model = made(class_weights=(0.1, 1, 1), occupancy_weights=(0.5, 1)).eval()
     batch = scene(model.config)
