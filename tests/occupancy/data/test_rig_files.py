@@ -177,11 +177,12 @@ def test_the_examples_see_the_street_in_front_of_them():
     assert rigs["fisheye"].neighbors().tolist() == [[3, 1], [0, 2], [1, 3], [2, 0]]  # a ring
 
 
-# Numbers of the published kind, rounded: the camera looks ahead (IMU x), its right is IMU y, its down IMU z.
+# The front cameras as such cars have them: they look ahead (IMU x), their right is IMU y, their down IMU z. The fisheye
+# cameras look straight to the left and to the right.
 POSES = """image_00: 0.0372 -0.0986 0.9944 1.5753 0.9993 -0.0054 -0.0379 0.0044 0.0091 0.9951 0.0983 -0.6500
 image_01: 0.0194 -0.1052 0.9943 1.5977 0.9997 -0.0106 -0.0206 0.5982 0.0127 0.9944 0.1050 -0.6488
-image_02: 0.9988 0.0046 -0.0483 0.7101 0.0432 -0.5394 0.8410 -0.1968 -0.0222 -0.8420 -0.5389 -0.8899
-image_03: -0.9998 0.0130 0.0116 0.7000 0.0000 0.0000 0.0000 0.0000 0.0000 0.0000 0.0000 0.0000
+image_02: 1 0 0 0.7 0 0 -1 -0.3 0 1 0 -0.9
+image_03: -1 0 0 0.7 0 0 1 0.9 0 1 0 -0.9
 """
 PERSPECTIVE = """calib_time: 26-Jul-2020 10:00:00
 corner_dist: 9.950000e-02
@@ -231,8 +232,6 @@ def rounded_poses():
     for line in POSES.splitlines():
         name, _, text = line.partition(":")
         pose = np.array(text.split(), float).reshape(3, 4)
-        if name == "image_03":  # looks to the right and is upside up: IMU y ahead
-            pose[:, :3] = [[-1, 0, 0], [0, 0, 1], [0, 1, 0]]
         u, _, v = np.linalg.svd(pose[:, :3])
         pose[:, :3] = u @ v
         lines.append(f"{name}: {' '.join(f'{value:.10f}' for value in pose.flatten())}")
@@ -247,6 +246,13 @@ class TestKitti360:
         assert front.cam2ego[:3, 2].tolist() == pytest.approx([0.994, 0.038, -0.098], abs=0.01)  # ahead, slightly down
         assert front.cam2ego[:3, 3].tolist() == pytest.approx([1.5753, -0.0044, 0.65])  # above the IMU
         assert rig["image_01"].cam2ego[1, 3].item() == pytest.approx(-0.5982)  # the right camera is to the right
+        # The fisheye cameras look to the left and to the right, and what is up is up in their pictures.
+        assert rig["image_02"].cam2ego[:3, 2].tolist() == [0, 1, 0] and rig["image_03"].cam2ego[:3, 2].tolist() == [
+            0,
+            -1,
+            0,
+        ]
+        assert rig["image_02"].cam2ego[:3, 1].tolist() == rig["image_03"].cam2ego[:3, 1].tolist() == [0, 0, -1]
         assert read_kitti360_rig(kitti360, ["image_00"], 0.93)["image_00"].cam2ego[2, 3].item() == pytest.approx(1.58)
         assert read_rig(kitti360).cameras.names == rig.names
 
