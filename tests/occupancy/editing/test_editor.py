@@ -279,6 +279,24 @@ def test_cut_from_one_frame_into_another(street, boxes):
         group.cut("cones", "x")
 
 
+@pytest.mark.gpu
+def test_grids_on_a_gpu_are_edited_as_those_on_the_cpu(street, boxes):
+    editors = [Editor(grid, boxes) for grid in (street, street.to("cuda"))]
+    for editor in editors:
+        editor.insert("truck_pickup", at=(15.0, 1.0), yaw_deg=20)
+        editor.move("#0", by=(0.7, 0.3), turn_deg=5)
+        editor.repaint("bus", "#0")
+        editor.repaint("terrain", region={"center": [0, 5.5, 0], "size": [4, 2, 2]}, from_classes=["sidewalk"])
+        editor.remove("pedestrian@-6,-5")
+        LAYOUTS["lost_cargo"](editor, at=(-8, 0))
+    assert editors[1].grid.device.type == "cuda" and editors[1].changed.device.type == "cuda"
+    assert torch.equal(editors[1].grid.labels.cpu(), editors[0].grid.labels)
+    assert editors[1].cut("#0", "x").voxels.shape == editors[0].cut("#0", "x").voxels.shape
+    on_gpu = Editor(street.to("cuda"))
+    on_gpu.remove("car@8,-2")
+    assert not bool((on_gpu.grid.labels == CAR).any())
+
+
 PLACES = st.tuples(st.floats(-14, 20), st.floats(-6, 6))
 STEPS = st.lists(
     st.one_of(
