@@ -177,7 +177,7 @@ def test_the_examples_see_the_street_in_front_of_them():
     assert rigs["fisheye"].neighbors().tolist() == [[3, 1], [0, 2], [1, 3], [2, 0]]  # a ring
 
 
-# The front cameras as such cars have them: they look ahead (IMU x), their right is IMU y, their down IMU z. The fisheye
+# The front cameras look ahead (IMU x), as such cars have them; their right is IMU y, their down IMU z. The fisheye
 # cameras look straight to the left and to the right.
 POSES = """image_00: 0.0372 -0.0986 0.9944 1.5753 0.9993 -0.0054 -0.0379 0.0044 0.0091 0.9951 0.0983 -0.6500
 image_01: 0.0194 -0.1052 0.9943 1.5977 0.9997 -0.0106 -0.0206 0.5982 0.0127 0.9944 0.1050 -0.6488
