@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def test_no_outputs_are_committed(path):
 
 
 def test_there_are_notebooks_and_no_other_files_beside_them():
-    assert [path.stem for path in NOTEBOOKS] == ["evaluation", "own_scene"]
+    assert [path.stem for path in NOTEBOOKS] == ["evaluation", "loop", "own_scene"]
 
 
 def executed(name, folder, monkeypatch):
@@ -79,3 +80,15 @@ def test_scoring(tmp_path, monkeypatch):
     # What the notebook says of them.
     assert max(scores, key=lambda name: scores[name][0]) == "blind" == min(scores, key=lambda name: scores[name][1])
     assert comparison.std() > 20
+
+
+@pytest.mark.slow
+def test_the_loop(tmp_path, monkeypatch):
+    if not (ROOT / "ckp" / "sparseocc-nano" / "config.json").is_file():
+        pytest.skip("ckp/sparseocc-nano is not there")
+    text, (comparison, solid, sheet) = outputs(executed("loop", tmp_path, monkeypatch))
+    assert comparison.std() > 20 and solid.std() > 20 and sheet.shape[1] == 6 * 400 + 5 * 4
+    assert "prediction / label" in text and "read again / asked for" in text and "views / condition" in text
+    assert text.count("refused: ") == 3 and "no rule maps" in text and "has no picture; the rig has" in text
+    read, asked = (int(number) for number in re.findall(r"(\d+) (?:occupied voxels|are asked)", text))
+    assert asked > read > 0
