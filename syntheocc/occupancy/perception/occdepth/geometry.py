@@ -54,6 +54,12 @@ class StereoCameras:
         """The first `views` cameras."""
         return StereoCameras(self.velo2img[:, :views], self.intrinsics[:, :views], self.origin)
 
+    def mirrored(self, width: int) -> "StereoCameras":
+        """The cameras of the same pictures mirrored left to right, `width` pixels wide; the grid stays as it is."""
+        mirror = torch.eye(4, dtype=self.velo2img.dtype, device=self.velo2img.device)
+        mirror[0, 0], mirror[0, 2] = -1, width - 1
+        return StereoCameras(mirror @ self.velo2img, self.intrinsics, self.origin)
+
     def ray_shift(self) -> Tensor:
         """How far a point at 1 m depth moves from the second view to the first, pixels: float64 [B].
 

@@ -215,16 +215,34 @@ class OccDepth(nn.Module):
 
     @torch.no_grad()
     def predict(
-        self, images: Tensor, cameras: StereoCameras | Lookup, depth: Tensor | None = None
+        self,
+        images: Tensor,
+        cameras: StereoCameras | Lookup,
+        depth: Tensor | None = None,
+        mirrored: bool = False,
     ) -> OccupancyPrediction:
         """The grids of a batch; see `forward`.
 
+        Args:
+            images: see `forward`.
+            cameras: see `forward`; a `Lookup` cannot be mirrored.
+            depth: see `forward`.
+            mirrored: ask again with the pictures mirrored and take the mean of both answers, in twice the time.
+
         Raises:
-            ValueError: the model is in training mode, where batch norms would use the batch.
+            ValueError: the model is in training mode, where batch norms would use the batch; or a `Lookup` that is
+                to be mirrored.
         """
         if self.training:
             raise ValueError("predictions need model.eval()")
-        labels = self(images, cameras, depth).logits.argmax(1).to(torch.uint8)
+        answer = self(images, cameras, depth).logits
+        if mirrored:
+            if isinstance(cameras, Lookup):
+                raise ValueError("mirrored pictures need the cameras, not a lookup of them")
+            turned = cameras.mirrored(self.config.image_size[1])
+            again = self(images.flip(-1), turned, None if depth is None else depth.flip(-1)).logits
+            answer = answer.float().softmax(1) + again.float().softmax(1)
+        labels = answer.argmax(1).to(torch.uint8)
         return OccupancyPrediction(self.config.grid, self.config.taxonomy, labels)
 
     def gradient_checkpointing_enable(self, enable: bool = True) -> None:

@@ -196,6 +196,23 @@ def test_a_virtual_view_by_the_models_own_depth_needs_no_sensor():
         config(virtual_view=True, virtual_depth="predicted", lift="flosp")
 
 
+def test_asking_twice_gives_mirrored_pictures_the_same_answer():
+    model = made(lift="flosp", virtual_view=True).eval()
+    batch = scene(model.config, 1)
+    cameras = StereoCameras.of_batch(batch)
+    turned, images, depth = cameras.mirrored(96), batch.images.flip(-1), batch.depth.flip(-1)
+    assert float(turned.ray_shift()) == pytest.approx(-float(cameras.ray_shift()))
+    with torch.no_grad():  # so that every class is somewhere the likeliest
+        model.volume_net.head.classes.bias -= model(batch.images, cameras, batch.depth).logits.mean((0, 2, 3, 4))
+    once = model.predict(batch.images, cameras, batch.depth).semantics
+    assert not torch.equal(once, model.predict(images, turned, depth).semantics)
+    twice = model.predict(batch.images, cameras, batch.depth, mirrored=True).semantics
+    same = twice == model.predict(images, turned, depth, mirrored=True).semantics
+    assert float(same.float().mean()) > 0.999  # but for ties
+    with pytest.raises(ValueError, match="not a lookup"):
+        model.predict(batch.images, model.lookup(cameras), batch.depth, mirrored=True)
+
+
 def test_a_model_is_saved_and_read_again(tmp_path):
     model = made(class_weights=(0.1, 1, 1), occupancy_weights=(0.5, 1)).eval()
     batch = scene(model.config)
