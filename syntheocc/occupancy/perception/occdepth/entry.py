@@ -34,6 +34,8 @@ from syntheocc.occupancy.perception.sources import ROUNDS
 from syntheocc.occupancy.perception.trees import TREES, TreeLabels
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+# Frames that are tried before a training begins.
+_PROBED = 8
 # What each data set has of depth: that of KITTI's teacher is made by utils/gen_depth.py.
 _DEPTHS: dict[str, Any] = {"semantic_kitti": "stereo", "nyuv2": "sensor", "tartanair": "sensor"}
 
@@ -70,7 +72,7 @@ class OccDepthEntry(ModelEntry):
         elif not config.depth_loss_weight or config.lift == "flosp":
             depth = "none"
         source = _source(config, settings, None if depth == "none" else depth, labels=True)
-        return StereoFrames(
+        data = StereoFrames(
             source,
             StereoAugmentation(
                 jitter=recipe.color_jitter,
@@ -82,6 +84,8 @@ class OccDepthEntry(ModelEntry):
             rounds=max(ROUNDS, settings.epochs or 0),
             unreadable=BadSample,
         )
+        _look_into(data)
+        return data
 
     def build(self, config: OccDepthConfig, settings: TrainConfig) -> OccDepth:
         """Random weights; `backbone_weights` are those of an EfficientNet."""
@@ -141,6 +145,19 @@ class OccDepthEntry(ModelEntry):
             rig = CameraRig(dict(list(frame.cameras.items())[: 1 if config.virtual_view else config.num_views]))
             grid = OccupancyGrid(pred, *labels.preset, pose)
             write_completion_file(_published_path(settings, labels.kind, frame), grid, rig, truth)
+
+
+def _look_into(data: StereoFrames) -> None:
+    """ValueError where of a few frames none can be read: depth that was never made, labels not unpacked."""
+    number = len(data.frames)
+    wanted = min(number, _PROBED)
+    for index in (number * i // wanted for i in range(wanted)):
+        sample = data[index]
+        if not isinstance(sample, BadSample):
+            return
+    raise ValueError(
+        f"none of {wanted} frames that were tried can be read; the last one, {sample.token}: {sample.reason}"
+    )
 
 
 def _published_path(settings: PredictConfig, kind: str, frame: Frame) -> Path:

@@ -231,6 +231,15 @@ def test_a_frame_that_cannot_be_read_is_named_and_costs_no_other(tree, trained, 
     assert evaluate.main(arguments) == 1 and "allow_unreadable" in capsys.readouterr().err
 
 
+def test_depth_that_nobody_made_is_an_error_before_training(tree, tmp_path, capsys):
+    root = shutil.copytree(tree, tmp_path / "kitti")
+    shutil.rmtree(root / "sequences/00/depth")
+    assert train.main(train_flags(root, tmp_path / "out")) == 1
+    said = capsys.readouterr().err
+    assert "none of 2 frames that were tried" in said and "utils/gen_depth.py" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_does_not_go_together_is_refused(tree, trained, tmp_path, capsys):
     assert train.main(train_flags(tree, tmp_path, labels="occ3d")) == 1
     assert "preset tiny is made for semantic_kitti" in capsys.readouterr().err
