@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 from kitti_scene import write_planes
+from PIL import Image
 
 from syntheocc.commands import main
 from syntheocc.engine.trackers import read_log
+from syntheocc.occupancy.data import tartanair
 from syntheocc.occupancy.data.kitti_submission import read_prediction, submission_frames
 from syntheocc.occupancy.data.nyuv2 import FILE_SHAPE, NyuVoxels, write_nyuv2
 from syntheocc.occupancy.data.nyuv2 import write_depth as write_kinect
 from syntheocc.occupancy.data.semantic_kitti_frames import completion_frames
-from syntheocc.occupancy.grids import SEMANTIC_KITTI
+from syntheocc.occupancy.grids import SEMANTIC_KITTI, TARTANAIR, GridSpec
 from syntheocc.occupancy.perception import OccDepth, evaluate, predict, train
 from syntheocc.occupancy.perception.occdepth.augmentation import StereoAugmentation
 from syntheocc.occupancy.perception.occdepth.batch import collate
@@ -27,6 +29,7 @@ from syntheocc.occupancy.perception.occdepth.presets import PRESETS, OccDepthPre
 from syntheocc.occupancy.perception.occdepth.step import OccDepthStep
 from syntheocc.occupancy.perception.settings import EvaluateConfig
 from syntheocc.occupancy.perception.shared_norms import share_batch_norms
+from syntheocc.occupancy.perception.view_transform import DepthBins
 
 STEPS = 3
 
@@ -166,8 +169,6 @@ def test_scores_are_those_of_the_split_val(tree, trained, scored, tmp_path):
 
 
 def test_pictures_and_surfaces(tree, trained, scored):
-    from PIL import Image
-
     found = {path.name for path in (scored / "pictures").iterdir()}
     assert {f"08_000000_{kind}.png" for kind in ("3d", "bev", "cameras", "comparison", "completion")} <= found
     with Image.open(scored / "pictures" / "08_000000_completion.png") as picture:
@@ -270,8 +271,6 @@ def test_rooms_go_through_the_programs(tmp_path, monkeypatch):
         name = "NYU0001_0000" if split == "train" else "NYU0002_0000"
         write_nyuv2(NyuVoxels(ids, torch.tensor([-2.4, 0.2, -1.2]), pose), folder / f"{name}.bin")
         write_kinect(np.full((480, 640), 2.0), folder / f"{name}.png")
-        from PIL import Image
-
         pixels = generator.integers(0, 256, (480, 640, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{name}_color.jpg")
     settings = {"preset": "tiny_room", "max_train_steps": 1, "global_batch_size": 1}
@@ -283,3 +282,32 @@ def test_rooms_go_through_the_programs(tmp_path, monkeypatch):
     results = json.loads((tmp_path / "pred" / "results.json").read_text())
     assert results["frames"] == 1 and results["metrics"]["ssc"]["definition"]["eps"] == 1e-5
     assert (tmp_path / "pred" / "pictures" / "NYU0002_0000_completion.png").is_file()
+
+
+def test_offices_go_through_the_programs(tmp_path, monkeypatch):
+    """SemanticTartanAir: a wall 4.04 m ahead of a level stereo pair, voxels voted from its depth."""
+    coarse = GridSpec(TARTANAIR.spec.lower, (0.3, 0.3, 0.3), (40, 16, 40), "camera")
+    changes = {"grid": coarse, "depth": DepthBins(0.1, 12.1, 1.0), "depth_channels": 8, "relation_prior": False}
+    made = preset("tartanair", backbone="tiny", channels=4, decoder_channels=32, image_size=(96, 128), **changes)
+    monkeypatch.setitem(PRESETS, "tiny_office", lambda: OccDepthPreset(made.model, made.recipe))
+    generator = np.random.default_rng(0)
+    for name in ("P000", "P005"):
+        folder = tmp_path / "office" / "Easy" / name
+        for kind in ("image_left", "image_right", "depth_left", "seg_left"):
+            (folder / kind).mkdir(parents=True)
+        poses = torch.eye(4, dtype=torch.float64).repeat(6, 1, 1)
+        tartanair.write_poses(poses, folder / "pose_left.txt")
+        poses[:, 1, 3] = 0.25
+        tartanair.write_poses(poses, folder / "pose_right.txt")
+        for side in ("left", "right"):
+            pixels = generator.integers(0, 256, (480, 640, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f"image_{side}" / f"000000_{side}.png")
+        np.save(folder / "depth_left" / "000000_left_depth.npy", np.full((480, 640), 4.04, np.float32))
+        np.save(folder / "seg_left" / "000000_left_seg.npy", np.full((480, 640), 90, np.uint8))
+    settings = {"preset": "tiny_office", "max_train_steps": 1, "global_batch_size": 1}
+    assert train.main(train_flags(tmp_path, tmp_path / "model", **settings)) == 0
+    paths = {"dataroot": tmp_path, "weights": tmp_path / "model", "output_dir": tmp_path / "pred"}
+    assert evaluate.main([*flags(device="cpu", **paths), "--pictures", "--meshes"]) == 0
+    results = json.loads((tmp_path / "pred" / "results.json").read_text())
+    assert results["frames"] == 1 and results["metrics"]["ssc"]["per_class"]["wall"]["tp"] >= 0
+    assert (tmp_path / "pred" / "pictures" / "Easy_P005_000000_completion.png").is_file()
