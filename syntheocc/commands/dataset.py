@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from syntheocc.occupancy.data.frames import Frame
     from syntheocc.occupancy.data.nuscenes import NuScenesTables
     from syntheocc.occupancy.data.occ3d import Occ3DLabels
+    from syntheocc.occupancy.editing import Recipe
 
 NOTES = "generated"
 # Tables beside nuScenes' thirteen, of files that belong to a lidar sweep.
@@ -97,10 +98,60 @@ class DatasetFolder(OutputFolder):
             kind: the format of `source`.
             source: the file that the condition was read from.
         """
-        found = {path: place for path, place in label_files(self.source, frame) if path.is_file()}
+        found = {path: place for path, place, _ in label_files(self.source, frame) if path.is_file()}
         if source is not None and source not in found and kind is not None:
             found[source] = label_place(frame, kind)
         return [self.keep(path, place) for path, place in found.items()]
+
+    def write_edited(self, recipe: "Recipe", frame: "Frame", kind: str, source: Path | None) -> list[str]:
+        """Write the labels of a sample in every format in which a recipe's edits can be made, and its annotations.
+
+        Labels in which they cannot (a grid too coarse for a cone) are left out: the original's would be untrue.
+
+        Args:
+            recipe: the edits.
+            frame: the sample as the original has it.
+            kind: the format that the condition was read in.
+            source: its file.
+
+        Returns:
+            The paths below the root.
+
+        Raises:
+            ValueError: the edits cannot be made in the condition's own format.
+        """
+        from syntheocc.commands.edit_sample import edited_labels
+        from syntheocc.occupancy.data.occ3d import Occ3DLabels, write_occ3d
+        from syntheocc.occupancy.data.occupancy_files import read_occupancy, write_occupancy
+        from syntheocc.occupancy.editing.export import annotation_rows
+
+        found = {path: (place, name) for path, place, name in label_files(self.source, frame) if path.is_file()}
+        if source is not None:
+            found[source] = found.get(source, (label_place(frame, kind), kind))[0], kind
+        written, boxes = [], frame.boxes
+        for path, (place, name) in found.items():
+            try:
+                editor = recipe.edit(read_occupancy(path, name, frame.lidar2ego), frame.boxes, frame.token)
+                labels = edited_labels(editor, name, path)
+            except ValueError:
+                if path == source:
+                    raise
+                continue
+            if isinstance(labels, Occ3DLabels):
+                write_occ3d(labels, self.root / place)
+            else:
+                write_occupancy(labels, self.root / place, name)
+            written.append(str(place))
+            boxes = editor.boxes if path == source else boxes
+        if boxes is not None and frame.ego2global is not None:
+            path = self.annotations_path(frame)
+            atomic_write_json(path, annotation_rows(replace(frame, boxes=boxes)))
+            written.append(str(path.relative_to(self.root)))
+        return written
+
+    def annotations_path(self, frame: "Frame") -> Path:
+        """The annotation rows of an edited sample."""
+        return self.root / NOTES / "annotations" / f"{frame.token}.json"
 
 
 def label_place(frame: "Frame", kind: str) -> Path:
@@ -111,8 +162,8 @@ def label_place(frame: "Frame", kind: str) -> Path:
     return occupancy_path(Path(LABEL_FOLDERS[kind]), frame, kind)
 
 
-def label_files(root: Path, frame: "Frame") -> Iterable[tuple[Path, Path]]:
-    """(file, place below a generated root) of the labels that a sample may have, in every format."""
+def label_files(root: Path, frame: "Frame") -> Iterable[tuple[Path, Path, str]]:
+    """(file, place below a generated root, format) of the labels that a sample may have, in every format."""
     from syntheocc.occupancy.data.occupancy_files import occupancy_path
     from syntheocc.occupancy.data.samples import LABEL_FOLDERS, usual_label_root
 
@@ -121,12 +172,12 @@ def label_files(root: Path, frame: "Frame") -> Iterable[tuple[Path, Path]]:
             place = label_place(frame, kind)
         except ValueError:  # a source without scene names has no files that are sorted by them
             continue
-        yield occupancy_path(usual_label_root(root, kind), frame, kind), place  # type: ignore[arg-type]
+        yield occupancy_path(usual_label_root(root, kind), frame, kind), place, kind  # type: ignore[arg-type]
     # SparseOcc's copies with object ids, beside Occ3D's.
-    for folder in ("occ3d_panoptic", "openocc_v2_panoptic"):
+    for kind in ("occ3d", "openocc_v2"):
         if frame.scene:
-            place = occupancy_path(Path(folder), frame, "occ3d")
-            yield root / place, place
+            place = occupancy_path(Path(f"{kind}_panoptic"), frame, kind)
+            yield root / place, place, kind
 
 
 def finish_dataset(
@@ -162,7 +213,7 @@ def finish_dataset(
         write_nuscenes(outputs.root, version, [_placed(outputs, frame) for frame in frames])
     else:
         version = tables.folder.name
-        _write_tables(outputs, tables, {frame.token for frame in frames})
+        _write_tables(outputs, tables, frames)
     for frame in frames:
         if frame.lidar_path is not None and frame.lidar_path.is_file():
             outputs.keep(frame.lidar_path, _lidar_place(outputs, frame))
@@ -174,12 +225,18 @@ def finish_dataset(
     return _write_manifest(outputs, frames, settings, tally)
 
 
-def _write_tables(outputs: DatasetFolder, tables: "NuScenesTables", tokens: set[str]) -> None:
+def _write_tables(outputs: DatasetFolder, tables: "NuScenesTables", frames: Sequence["Frame"]) -> None:
     """Cut the tables down to the samples, and bring the files that they name."""
+    from syntheocc.commands.edit_work import as_annotated
     from syntheocc.occupancy.data.nuscenes import write_tables
     from syntheocc.occupancy.data.nuscenes_subset import subset_tables
 
-    rows = subset_tables(tables, tokens)
+    edited = {
+        frame.token: [as_annotated(tables, row) for row in read_json(outputs.annotations_path(frame))]
+        for frame in frames
+        if outputs.annotations_path(frame).is_file()
+    }
+    rows = subset_tables(tables, {frame.token for frame in frames}, annotations=edited)
     folder = outputs.root / tables.folder.name
     write_tables(folder, rows)
     kept = {row["token"] for row in rows["sample_data"]}
@@ -237,6 +294,14 @@ def _write_manifest(
     atomic_write_json(outputs.root / NOTES / "failed.json", dict(tally.failed))
     atomic_write_text(path, "\n".join(lines) + "\n")
     return path
+
+
+def recipe_note(recipe: "Recipe | None") -> dict[str, str] | None:
+    """What the manifest says of a recipe: its name, and the SHA-256 of its document (whole in settings.json)."""
+    if recipe is None:
+        return None
+    document = json.dumps(recipe.to_json(), sort_keys=True)
+    return {"name": recipe.name, "sha256": hashlib.sha256(document.encode()).hexdigest()}
 
 
 def weights_digest(model: str) -> str | None:

@@ -66,6 +66,15 @@ def finish(
     finish_dataset(outputs, splits, _tables_of(config, frames), settings, tally)
 
 
+def check_edited_tables(config: "GenerateConfig", frames: Sequence["Frame"]) -> None:
+    """Raise ValueError where samples are edited and there are no tables whose annotations could follow."""
+    if config.edit is not None and _tables_of(config, frames) is None:
+        raise ValueError(
+            f"{config.dataroot_path}: no nuScenes tables (v1.0-*) that hold the samples; with --edit the annotations "
+            "follow the edits, so give a data root with tables, or leave --as_dataset out"
+        )
+
+
 def _tables_of(config: "GenerateConfig", frames: Sequence["Frame"]) -> "NuScenesTables | None":
     """The nuScenes tables that have all samples; None where there are none."""
     from syntheocc.occupancy.data.nuscenes import NuScenesTables

@@ -21,10 +21,10 @@ def check_edit(config: "GenerateConfig") -> None:
     """Raise ValueError where `--edit` does not go with other flags."""
     if config.edit is None:
         return
-    if config.as_dataset is not None:
+    if config.as_dataset is not None and config.occ_kind in ("mpi", "lidar"):
         raise ValueError(
-            "--as_dataset brings the original's labels and tables, which an edit makes untrue; write the edited ones "
-            "with `syntheocc edit`, and generate from them with --info_path and --occ_path (docs/editing.md)"
+            "--as_dataset writes the edited labels beside the views; give the format of those that are edited as "
+            "--occ_kind=syntheocc, occ3d, ..."
         )
     if config.occ_kind == "mpi" and not config.occupancy:
         raise ValueError(

@@ -219,7 +219,7 @@ def finish_recipe(
             written.append(name)
         rows = {frame.token: annotation_rows(frame) for frame in placed if frame.boxes is not None}
         if tables is not None:
-            rows = {token: [_as_annotated(tables, row) for row in own] for token, own in rows.items()}
+            rows = {token: [as_annotated(tables, row) for row in own] for token, own in rows.items()}
         if tables is not None and rows:
             folder = outputs.root / tables.folder.name
             write_tables(folder, subset_tables(tables, {frame.token for frame in placed}, annotations=rows))
@@ -230,7 +230,7 @@ def finish_recipe(
     return written
 
 
-def _as_annotated(tables: "NuScenesTables", row: dict[str, Any]) -> dict[str, Any]:
+def as_annotated(tables: "NuScenesTables", row: dict[str, Any]) -> dict[str, Any]:
     """The original's row of an object that stands where it stood; else the new one with the original's attribute."""
     of = {one["instance_token"]: one for one in tables.annotations.get(row["sample_token"], [])}
     original = of.get(row["instance_token"])

@@ -142,7 +142,7 @@ def run(config: GenerateConfig) -> int:
     """Generate all samples; returns the exit status (1: some failed)."""
     from syntheocc.commands.batch import check_settings, print_summary, run_samples
     from syntheocc.commands.dataset import NOTES, DatasetFolder, code_version, weights_digest
-    from syntheocc.commands.dataset_job import dataset_settings, finish
+    from syntheocc.commands.dataset_job import check_edited_tables, dataset_settings, finish
     from syntheocc.commands.outputs import OutputFolder
     from syntheocc.engine.ranks import Ranks
 
@@ -163,6 +163,7 @@ def run(config: GenerateConfig) -> int:
     settings = config.settings()
     settings_file = outputs.root / "settings.json"
     if config.as_dataset is not None:
+        check_edited_tables(config, frames)
         outputs = DatasetFolder(config.as_dataset, config.dataroot_path, config.unchanged)
         settings_file = outputs.root / NOTES / "settings.json"
         version = code_version()["version"]
@@ -270,6 +271,7 @@ class _SampleMaker:
     def __call__(self, frame: "Frame") -> None:
         import torch
 
+        from syntheocc.commands.dataset import DatasetFolder
         from syntheocc.commands.outputs import read_photos
         from syntheocc.occupancy.data.belonging import check_pictures
         from syntheocc.occupancy.pictures import condition_pictures
@@ -281,6 +283,7 @@ class _SampleMaker:
         if config.as_dataset is not None:
             check_pictures(frame)
         condition, labels = self._read_condition(frame)
+        original, source = frame, labels.get("source")
         if self.recipe is not None:
             frame, condition["occupancy"], labels = edited_sample(self.recipe, frame, condition["occupancy"], labels)
         texts = self.captions.of(frame)
@@ -307,7 +310,10 @@ class _SampleMaker:
             drawn.append(self.outputs.write_strip(frame, condition_pictures(output.mpi[0]), images, photos))
             if "occupancy" in condition:
                 drawn.append(self.outputs.write_solid(frame, condition["occupancy"]))
-        label_files = self.outputs.write_labels(frame, **labels)
+        if self.recipe is not None and isinstance(self.outputs, DatasetFolder):
+            label_files = self.outputs.write_edited(self.recipe, original, config.occ_kind, source)
+        else:
+            label_files = self.outputs.write_labels(frame, **labels)
         record = {
             "token": frame.token,
             "scene": frame.scene,
@@ -318,18 +324,18 @@ class _SampleMaker:
             "files": [*views.values(), *drawn, *label_files],
         }
         if config.as_dataset is not None:
-            record |= self._provenance(condition, labels)
+            record |= self._provenance(source)
         self.outputs.write_record(frame, record)
 
-    def _provenance(self, condition: dict[str, Any], labels: dict[str, Any]) -> dict[str, Any]:
-        """What a line of a data set's manifest says beside the sample itself."""
-        from syntheocc.commands.dataset import code_version
+    def _provenance(self, source: Path | None) -> dict[str, Any]:
+        """What a line of a data set's manifest says beside the sample itself; `source`: the condition's file."""
+        from syntheocc.commands.dataset import code_version, recipe_note
 
-        config, source = self.config, labels.get("source")
+        config = self.config
         if source is not None and source.is_relative_to(config.dataroot_path):
             source = source.relative_to(config.dataroot_path)
         return {
-            "recipe": None,
+            "recipe": recipe_note(self.recipe),
             "condition": {"kind": config.occ_kind, "file": None if source is None else source.as_posix()},
             "weights": {"path": config.model_path_infer, "sha256": self.weights},
             "sampler": {

@@ -206,7 +206,7 @@ def test_infer_with_an_edit(tiny_dataset, tiny_model, tmp_path, capsys):
     for change, message in (
         ({"occ_kind": "mpi"}, "MPI files are rendered already"),
         ({"edit": tmp_path / "no.json"}, "no such recipe"),
-        ({"as_dataset": tmp_path / "set"}, "makes untrue"),
+        ({"as_dataset": tmp_path / "set", "occ_kind": "lidar"}, "writes the edited labels beside the views"),
     ):
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(job, **change)

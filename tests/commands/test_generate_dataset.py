@@ -102,9 +102,7 @@ class TestAsTheOriginal:
         from syntheocc.training.dataset import FrameReader
 
         pipe = SyntheOccPipeline.from_pretrained(tiny_model)
-        config = TrainConfig(
-            dataroot_path=tree, gen_train_or_val="train", occ_kind="occ3d", height=56, width=96
-        )
+        config = TrainConfig(dataroot_path=tree, gen_train_or_val="train", occ_kind="occ3d", height=56, width=96)
         reader = FrameReader(config, condition_spec(pipe.controlnet), pipe.tokenizer)
         for frame in config.read_frames()[0]:
             row = reader(frame)
@@ -178,6 +176,39 @@ def test_a_sample_that_fails_is_left_out_of_the_tables(street_root, tiny_model, 
     assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
 
 
+def test_edits_are_in_labels_and_annotations(street_root, tiny_model, tmp_path, capsys):
+    """A bus for the nearest car in every frame in which it is: in each label format, in the boxes, in the manifest."""
+    from syntheocc.occupancy import OCC3D_NUSCENES
+    from syntheocc.occupancy.data.occ3d import read_occ3d
+
+    frames = read_nuscenes(street_root)
+    box = next(i for i in range(len(frames[0].boxes)) if frames[0].boxes.names[i] == "car"
+               and int(frames[0].boxes.num_lidar_points[i]) > 50)  # fmt: skip
+    place = [round(float(value), 2) for value in frames[0].boxes.centers[box][:2]]
+    recipe = tmp_path / "recipe.json"
+    edit = {"edit": "repaint", "object": {"class": "car", "near": place}, "to": "bus"}
+    recipe.write_text(json.dumps({"version": 1, "name": "a bus", "frame": frames[0].token, "edits": [edit]}))
+    out = tmp_path / "out"
+    given = {"occ_kind": "occ3d", "edit": recipe, "width": 48, "height": 32}
+    # The recipe is for one frame: the others are reported and left out.
+    assert exit_status(run, job(street_root, tiny_model, out, **given)) == 1
+    assert f"it is for frame {frames[0].token}" in capsys.readouterr().out
+    (frame,) = read_nuscenes(out)
+    assert frame.token == frames[0].token and frame.boxes.names.count("bus") == frames[0].boxes.names.count("bus") + 1
+    kept = [i for i, token in enumerate(frames[0].boxes.instance_tokens) if token in frame.boxes.instance_tokens]
+    assert len(kept) >= len(frames[0].boxes) - 1
+    label = f"gts/{frame.scene}/{frame.token}/labels.npz"
+    before, after = (read_occ3d(root / label) for root in (street_root, out))
+    changed = before.grid.labels != after.grid.labels
+    assert changed.any() and (after.grid.labels[changed] == OCC3D_NUSCENES.taxonomy.id_of("bus")).all()
+    assert not (out / label).is_symlink() and (out / label.replace("gts", "occ3d_panoptic")).is_file()
+    assert (street_root / label).read_bytes() != (out / label).read_bytes()
+    record = json.loads((out / "generated" / "manifest.jsonl").read_text())
+    assert record["recipe"]["name"] == "a bus" and len(record["recipe"]["sha256"]) == 64
+    infos = read_infos(out / info_file("mmdet3d_v1.1", "train"), out)
+    assert infos[0].boxes.names.count("bus") == frame.boxes.names.count("bus")
+
+
 def test_infos_without_tables_become_a_data_root(tiny_dataset, tiny_model, tmp_path):
     given = {"info_path": (str(tiny_dataset.info),), "occ_kind": "syntheocc_coarse"}
     assert exit_status(run, job(tiny_dataset.root, tiny_model, tmp_path / "out", **given)) == 0
@@ -187,6 +218,10 @@ def test_infos_without_tables_become_a_data_root(tiny_dataset, tiny_model, tmp_p
         frame.check_files()
         assert np.allclose(frame.cameras.cam2ego, original.cameras.cam2ego, atol=1e-9)
         assert frame.boxes.names == original.boxes.names
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text('{"version": 1, "edits": []}')
+    with pytest.raises(ValueError, match="no nuScenes tables .* that hold the samples; with --edit"):
+        run(job(tiny_dataset.root, tiny_model, tmp_path / "no", edit=recipe, **given))
     (tmp_path / "out" / "infos_tiny.pkl").symlink_to(tmp_path / "out" / "nuscenes_infos_train.pkl")
     assert replace(tiny_dataset, root=tmp_path / "out").label_path(1).is_file()
 
