@@ -80,7 +80,7 @@ class EditConfig(SampleConfig):
     list_assets: bool = flag(False, "list the library's objects and leave")
     pictures: bool = flag(True, "draw before and after")
     model: str | None = flag(None, "pipeline folder: also generate the views before and after, at one seed")
-    prompt: str = flag("show a photorealistic street view image", "text of the views")
+    prompt: str | None = flag(None, "text of the views; by default the frame's caption, else the published prompt")
     seed: int = flag(0, "seed of the noise")
     height: int = flag(224, "rows of a generated view, a multiple of 8")
     width: int = flag(400, "columns of a generated view, a multiple of 8")
@@ -297,15 +297,16 @@ def _views(config: EditConfig) -> Views:
     """A function that generates the views of a grid, always from the same noise."""
     import torch
 
-    from syntheocc.commands.demo import load_demo_pipeline
+    from syntheocc.commands.demo import DemoConfig, load_demo_pipeline
 
     pipe, _ = load_demo_pipeline(config.model, config.seed)
     pipe.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     pipe.set_progress_bar_config(disable=True)
+    default = DemoConfig().prompt
 
     def draw(grid: Any, frame: "Frame") -> Any:
         output = pipe(
-            config.prompt,
+            config.prompt or frame.caption or default,
             occupancy=grid,
             cameras=frame.cameras,
             height=config.height,

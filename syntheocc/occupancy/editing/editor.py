@@ -54,11 +54,12 @@ class Editor(Workbench):
         >>> editor = Editor(street.grid, street.boxes)
         >>> editor.insert("truck_pickup", at=(9.0, 0.0), name="stopped")
         'stopped'
-        >>> editor.move("stopped", by=(2.0, 0.0))
+        >>> editor.move("stopped", by=(0.5, 0.0))
         >>> editor.remove({"class": "car", "near": (-5.8, -3.0)})
         >>> len(editor.boxes) - len(street.boxes)
         0
         >>> editor.undo()
+        True
     """
 
     def __init__(self, grid: OccupancyGrid, boxes: Boxes | None = None, token: str = ""):

@@ -312,7 +312,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(STEPS)
 def test_any_sequence_can_be_undone_redone_and_replayed(steps):
     street, boxes = make_street(), make_boxes()
@@ -349,7 +349,7 @@ def test_any_sequence_can_be_undone_redone_and_replayed(steps):
     assert torch.equal(editor.grid.labels, last)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(PLACES, st.floats(-180, 180), st.sampled_from(["car", "bicycle", "barrier", "lost_cargo"]))
 def test_insert_then_remove_gives_back_every_voxel(place, yaw, asset):
     street = make_street()

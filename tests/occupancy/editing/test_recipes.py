@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,6 +91,16 @@ def test_errors_name_file_edit_and_object(street, boxes, tmp_path):
         Recipe.load(path)
     with pytest.raises(ValueError, match="for frame other, not for token"):
         Recipe((), frame="other").edit(street, boxes, "token")
+
+
+def test_the_examples_can_be_made_on_the_embedded_street():
+    from syntheocc.worlds.street import example_street
+
+    street = example_street()
+    paths = sorted((Path(__file__).parents[3] / "examples" / "edits").glob("*.json"))
+    assert len(paths) >= 6
+    for path in paths:
+        assert bool(Recipe.load(path).edit(street.grid, street.boxes).changed.any()), path
 
 
 def test_every_edit_of_the_list_exists_and_explains_itself():
