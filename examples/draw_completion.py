@@ -39,8 +39,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ply", type=Path, help="also write the prediction's surface")
     parser.add_argument("--smooth", type=int, default=6, help="rounds of relaxation of the skin; 0: cubes")
     parser.add_argument("--no-mesh", action="store_true", help="voxels alone")
-    parser.add_argument("--azimuth", type=float, default=STREET_VIEW.azimuth_deg, help="180 is behind the car")
-    parser.add_argument("--elevation", type=float, default=STREET_VIEW.elevation_deg)
+    parser.add_argument("--azimuth", type=float, help="180 is behind the car (default: behind it, or the camera)")
+    parser.add_argument("--elevation", type=float, default=STREET_VIEW.elevation_deg, help="with --azimuth")
     parser.add_argument("--width", type=int, default=1440, help="of the sheet, pixels")
     return parser.parse_args(argv)
 
@@ -67,7 +67,7 @@ def sheet(args: argparse.Namespace, path: Path) -> np.ndarray:
     frame = read_completion_file(path, args.kind, size)
     if args.ply is not None and not args.file.is_dir():
         print(f"wrote {save_ply(surface_mesh(frame.prediction, smooth=args.smooth), args.ply)}")
-    view = Viewpoint(args.azimuth, args.elevation)
+    view = None if args.azimuth is None else Viewpoint(args.azimuth, args.elevation)
     options = {"mesh": not args.no_mesh, "width": args.width, "smooth": args.smooth}
     return completion_sheet(photos(args, path), frame.prediction, frame.truth, frame.cameras, view, **options)
 

@@ -11,6 +11,7 @@ Below the folder of the predictions:
 | `pictures/<token>_comparison.png`  | prediction, truth, errors, where there is a label                           |
 | `pictures/<token>_completion.png`  | scene completion: pictures, voxels and skin, beside the truth if there is one |
 | `pictures/<scene>.webp`            | cameras and solid voxels, frame by frame                                    |
+| `pictures/<scene>_completion.webp` | the sheets of completion, frame by frame                                    |
 | `meshes/<token>.ply`               | the prediction's surface, where asked for                                   |
 """
 
@@ -31,7 +32,6 @@ from syntheocc.occupancy.perception.labels import LabelReader
 from syntheocc.occupancy.perception.transforms import ImageTransform
 from syntheocc.occupancy.perception.trees import TreeLabels
 from syntheocc.occupancy.pictures import (
-    STREET_VIEW,
     InstanceTracks,
     Viewpoint,
     VoxelColors,
@@ -115,6 +115,10 @@ def draw_predictions(
             animation = Path(output_dir) / FOLDER / f"{name}.webp"
             if len(shown) > 1 and (drawn or not animation.is_file()):
                 save_animation((picture.still() for picture in shown), animation, seconds)
+                sheets = [picture.still(("completion",)) for picture in shown if picture._file("completion").is_file()]
+                # A frame whose label is damaged has none, and one without truth has another.
+                if len(sheets) > 1 and len({sheet.shape for sheet in sheets}) == 1:
+                    save_animation(sheets, animation.with_name(f"{name}_completion.webp"), seconds)
     return bad
 
 
@@ -193,12 +197,12 @@ class _Prediction:
                 drawn = True
         return drawn
 
-    def still(self) -> np.ndarray:
-        """A frame of the animation: the cameras above the solid voxels, from the files."""
+    def still(self, names: Sequence[str] = ("cameras", "3d")) -> np.ndarray:
+        """A frame of an animation: pictures above each other, from the files; by default cameras and solid voxels."""
         from PIL import Image
 
         rows = []
-        for name in ("cameras", "3d"):
+        for name in names:
             with Image.open(self._file(name)) as picture:
                 rows.append(as_picture(picture))
         return np.concatenate([resized(row, _ANIMATION * row.shape[0] // row.shape[1], _ANIMATION) for row in rows])
@@ -255,9 +259,7 @@ class _Prediction:
         return OccupancyGrid(found.semantics, self.preset.spec, self.labels.preset.taxonomy, self.grid.grid2ego)
 
     def _completion(self) -> np.ndarray:
-        # The grids of rooms and of single cameras look another way than a street's.
-        view = STREET_VIEW if self.preset.spec.frame == "lidar" else self.view
-        return completion_sheet(self._photos(), self.grid, self._truth(), self.frame.cameras, view)
+        return completion_sheet(self._photos(), self.grid, self._truth(), self.frame.cameras)
 
     def _comparison(self) -> np.ndarray | None:
         truth = self._truth()

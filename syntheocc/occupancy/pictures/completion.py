@@ -5,6 +5,7 @@ Legend: X Y Z voxels, H W pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ STREET_VIEW = Viewpoint(azimuth_deg=200.0, elevation_deg=32.0)
 # How far the camera's pyramid reaches, metres, in streets and in rooms.
 _PYRAMID = {"world": 0.75, "camera": 0.75}
 _STREET_PYRAMID = 7.0
+# How far the view of a room is turned from the camera's own, degrees.
+_ASIDE = 20.0
 
 
 def completion_colors(grid: OccupancyGrid, seen: Any = None, known: Any = None) -> VoxelColors:
@@ -60,7 +63,7 @@ def completion_sheet(
     prediction: OccupancyGrid,
     truth: OccupancyGrid | None = None,
     rig: CameraRig | None = None,
-    view: Viewpoint = STREET_VIEW,
+    view: Viewpoint | None = None,
     *,
     mesh: bool = True,
     hide_unknown: bool | None = None,
@@ -74,7 +77,7 @@ def completion_sheet(
         prediction: of a model.
         truth: of the same geometry; None where there is none.
         rig: the cameras: their pyramids are drawn, and what lies outside of their pictures is darker.
-        view: from where.
+        view: from where; None: from behind the car, or of rooms and offices from behind the first camera.
         mesh: also draw the skins.
         hide_unknown: leave out predictions where the truth is unknown; None: only of rooms, as their papers do.
         width: of the sheet, pixels.
@@ -90,6 +93,7 @@ def completion_sheet(
     if truth is not None and truth.spec != prediction.spec:
         raise ValueError(f"a prediction is compared on the truth's grid, got {prediction.spec} and {truth.spec}")
     grids = {"prediction": prediction} | ({} if truth is None else {"ground truth": truth})
+    view = view or _view_of(frame, rig)
     hide = frame == "world" if hide_unknown is None else hide_unknown
     known = None if truth is None or not hide else to_array(truth.labels) != UNKNOWN
     seen = None if rig is None else seen_by(prediction, rig)
@@ -112,8 +116,17 @@ def completion_sheet(
         rows = [*rows, skins] if truth is not None else [[*rows[0], *skins]]
     parts = [] if not photos else [_in_a_row(photos, width)]
     parts += [_wide(tiled(rows, background=PAPER), width, PAPER)]
-    legend = class_legend(prediction.taxonomy, *(grid.map_to(prediction.taxonomy) for grid in grids.values()))
+    legend = class_legend(prediction.taxonomy)  # of all classes: sheets of a drive are of one size
     return with_legend(np.concatenate(parts), legend, size=max(11, width // 100))
+
+
+def _view_of(frame: str, rig: CameraRig | None) -> Viewpoint:
+    """The usual view of grids of a frame of reference."""
+    if frame not in _PYRAMID or rig is None:
+        return STREET_VIEW
+    ahead = next(iter(rig.values())).cam2ego[:3, 2]
+    behind = math.degrees(math.atan2(-float(ahead[1]), -float(ahead[0])))
+    return Viewpoint(behind + _ASIDE, STREET_VIEW.elevation_deg)
 
 
 def _in_a_row(photos: Mapping[str, Any], width: int, gap: int = 4) -> np.ndarray:
