@@ -80,9 +80,11 @@ def ground_columns(grid: OccupancyGrid, region: Box) -> GroundColumns:
     axis, sign = up_axis(grid)
     index = region.voxels(grid).cpu()
     height = index[:, axis] * sign
-    flat = index.clone()
-    flat[:, axis] = 0
-    column, owner = torch.unique(flat, dim=0, return_inverse=True)
+    shape = grid.spec.shape
+    sides = [index[:, i] if i != axis else torch.zeros_like(height) for i in range(3)]
+    # One number a column, in the order of the indices: a unique over rows would take ten times as long.
+    key, owner = torch.unique((sides[0] * shape[1] + sides[1]) * shape[2] + sides[2], return_inverse=True)
+    column = torch.stack([key // (shape[1] * shape[2]), key // shape[2] % shape[1], key % shape[2]], 1)
     labels = grid.labels[tuple(index.T.to(grid.device))].cpu()
     chosen = ground_table(grid.taxonomy)[labels.int()]
     places, heights, kinds = owner[chosen].numpy(), height[chosen].numpy(), labels[chosen].numpy()
