@@ -1,5 +1,6 @@
 """The commands of docs/protocol_nuscenes.md and docs/loop.md: every flag exists, and they work on a street in turn."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -53,12 +54,12 @@ def test_the_protocol_on_a_street(street_root, tiny_model, tmp_path, capsys):
     assert main(given.split()) == 0
     train = f"occupancy train sparseocc --preset tiny --dataroot {out} --max-train-steps 1 --seed 0"
     assert main([*train.split(), "--output-dir", str(tmp_path / "model"), "--global-batch-size", "1"]) == 0
-    for name, root in (("real", street_root), ("generated", out)):
+    for name, root in (("real", street_root), ("read", out)):
         info = root / info_file("sweep", "train")
         job = f"occupancy eval --weights {tmp_path / 'model'} --dataroot {root} --info-path {info}"
         assert main([*job.split(), "--output-dir", str(tmp_path / name)]) == 0
         assert "RayIoU" in capsys.readouterr().out
-    score = f"evaluate --pred {tmp_path / 'generated'} --gt {street_root} --metrics miou,rayiou"
+    score = f"evaluate --pred {tmp_path / 'read'} --gt {street_root} --split train --metrics miou,rayiou --workers 1"
     assert main(score.split()) == 0
     assert "mIoU" in capsys.readouterr().out
     assert read_json(out / "generated" / "failed.json") == {}
@@ -67,12 +68,14 @@ def test_the_protocol_on_a_street(street_root, tiny_model, tmp_path, capsys):
 @pytest.mark.slow
 def test_two_processes_write_what_one_does(street_root, tiny_model, tmp_path):
     trees = []
+    # The manifest names the commit, which may change while a test runs.
+    environ = {**os.environ, "GIT_DIR": str(tmp_path / "none"), "SYNTHEOCC_COMMIT": "here", "OMP_NUM_THREADS": "1"}
     for world in (1, 2):
         out = tmp_path / str(world)
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
         flags = f"--split train --as-dataset {out} --dataroot-path {street_root} --model-path-infer {tiny_model}"
         more = "--occ-kind occ3d --height 56 --width 96 --num-inference-steps 1 --cfg-scale 1"
         command = [*start, "-m", "syntheocc.commands", "generate", *flags.split(), *more.split()]
-        subprocess.run(command, check=True, capture_output=True, timeout=600, cwd=ROOT)
+        subprocess.run(command, check=True, capture_output=True, timeout=600, cwd=ROOT, env=environ)
         trees.append({p.relative_to(out): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()})
     assert trees[0] == trees[1] and len(trees[0]) > 50
