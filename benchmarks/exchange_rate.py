@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", type=int, default=3, help="seeds of the arms at 10 %%")
     p.add_argument("--seconds", type=float, default=555, help="for everything")
     p.add_argument("--frame_seconds", type=float, default=80, help="to make training scenes, workers started")
-    p.add_argument("--training_scenes", type=int, help="at most so many")
+    p.add_argument("--training_scenes", type=int, default=200, help="at most so many, all ranks together")
     p.add_argument("--frames_per_scene", type=int, default=8, help="key frames of a training scene")
     p.add_argument("--scenes", type=int, default=40, help="held-out scenes of each level")
     p.add_argument("--batch", type=int, default=8, help="samples a step")

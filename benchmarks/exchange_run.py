@@ -3,7 +3,6 @@
 import time
 from argparse import Namespace
 from dataclasses import dataclass, replace
-from itertools import count as numbers_from
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -141,8 +140,7 @@ def world(
     facts: dict[str, Any] = {"seconds_workers": clock.spent()}
     try:
         ends = clock.spent() + args.frame_seconds
-        last = None if args.training_scenes is None else args.training_scenes * ranks.world
-        wanted = range(ranks.rank, last, ranks.world) if last else numbers_from(ranks.rank, ranks.world)
+        wanted = range(ranks.rank, max(args.training_scenes, ranks.world), ranks.world)
         made = list(workshop.make(order, wanted, lambda: clock.spent() > ends))
         tenth = [one for one in made if share(one["number"], 1)]
         fresh: list[dict[str, Any]] = []
