@@ -22,15 +22,15 @@ import torch
 from syntheocc.engine.files import atomic_write_npz, read_npz
 from syntheocc.engine.unpickling import safe_load
 from syntheocc.occupancy.cameras import Camera, CameraRig
+from syntheocc.occupancy.data import nyuv2, tartanair
 from syntheocc.occupancy.data.frames import about
 from syntheocc.occupancy.grids import NYUV2, SEMANTIC_KITTI, TARTANAIR, OccupancyGrid, Preset
 from syntheocc.occupancy.transforms import invert_rigid
 
 __all__ = ["CompletionFile", "read_completion_file", "write_completion_file"]
 
-# Height and width of the pictures, which the files do not say, and the focal length of NYUv2's.
-_SIZES = {"semantic_kitti": (370, 1220), "nyuv2": (480, 640), "tartanair": (480, 640)}
-_NYU_INTRINSICS = ((518.8579, 0.0, 320.0), (0.0, 518.8579, 240.0), (0.0, 0.0, 1.0))
+# Height and width of the pictures, which the files do not say.
+_SIZES = {"semantic_kitti": (370, 1220), "nyuv2": nyuv2.IMAGE_SIZE, "tartanair": tartanair.IMAGE_SIZE}
 _PRESETS: dict[str, Preset] = {"semantic_kitti": SEMANTIC_KITTI, "nyuv2": NYUV2, "tartanair": TARTANAIR}
 
 
@@ -124,7 +124,7 @@ def _parsed(values: dict[str, Any], kind: str, size: tuple[int, int]) -> Complet
         _need(values, ("cam_pose", "vox_origin"))
         pose[:3, 3] = torch.from_numpy(np.asarray(values["vox_origin"], np.float64).reshape(3))
         cam2world = np.asarray(values["cam_pose"], np.float64).reshape(4, 4)
-        cameras = {"left": Camera(_NYU_INTRINSICS, cam2world, *size)}
+        cameras = {"left": Camera(nyuv2.INTRINSICS, cam2world, *size)}
     else:
         _need(values, ("cam_k", "T_velo_2_cam"))
         intrinsics = np.asarray(values["cam_k"], np.float64).reshape(-1, 3, 3)
