@@ -5,8 +5,8 @@
   the height between them, smoothed, and of the nearest column's class. Not where a ray went lower than that: it would
   have passed through the ground. A ray that passes through the same voxel but above the surface is no objection;
   those rays graze the ground for metres before they meet it.
-* **Bodies** of cars, trucks, trailers and buses (`fill_object`). In the box's own frame, a cell is inside that has
-  returns to its left and right, or before, behind and above it.
+* **Bodies** of cars, trucks, trailers and buses (`fill_object`). In the box's own frame, what lies between two
+  returns along its length belongs to the body, and then what lies between two such cells along its width.
 * **Everything else** (`close_surfaces`). Morphological closing with a cube, of voxels that no ray passed only; a
   filled voxel takes the class that most of its neighbours have.
 
@@ -95,11 +95,13 @@ def fill_object(points: Tensor, size: Tensor, cell: float) -> tuple[Tensor, Tens
     index = index[((index >= 0) & (index < counts)).all(1)]
     hit = np.zeros(counts.tolist(), dtype=bool)
     hit[tuple(index.numpy().T)] = True
-    before = [np.logical_or.accumulate(hit, axis) for axis in range(3)]
-    behind = [np.flip(np.logical_or.accumulate(np.flip(hit, axis), axis), axis) for axis in range(3)]
-    length, width = (before[axis] & behind[axis] for axis in (0, 1))
-    filled = hit | width | (length & behind[2])
-    return torch.from_numpy(filled), lower
+    return torch.from_numpy(_between(_between(hit, 0), 1)), lower
+
+
+def _between(hit: np.ndarray, axis: int) -> np.ndarray:
+    """Cells with a hit on both sides along an axis, hits included."""
+    before = np.logical_or.accumulate(hit, axis)
+    return before & np.flip(np.logical_or.accumulate(np.flip(hit, axis), axis), axis)
 
 
 def close_surfaces(

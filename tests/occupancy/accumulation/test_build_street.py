@@ -16,6 +16,7 @@ from syntheocc.occupancy.accumulation.point_classes import RuleClasses
 from syntheocc.occupancy.accumulation.scene import read_scene
 from syntheocc.occupancy.accumulation.sources import class_source, point_classes, read_sources
 from syntheocc.occupancy.data.grid_files import read_grid_file
+from syntheocc.occupancy.data.infos import read_infos
 from syntheocc.occupancy.data.occ3d import read_occ3d
 from syntheocc.occupancy.data.occupancy_files import occupancy_path, read_occupancy
 from syntheocc.occupancy.grids import GridSpec
@@ -275,3 +276,31 @@ def test_two_processes_write_what_one_does(root, tmp_path):
     assert len(files) == 3
     for path in files:
         assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+
+
+@pytest.mark.real_data
+def test_the_real_key_frame(real_data, tmp_path, capsys):
+    """One sweep, boxes without tokens, no lidarseg: boxes with returns are occupied, the road is where cars stand."""
+    data = real_data / "nuscenes_scene0061"
+    info = data / "info_mmdet3d_v1.1.pkl"
+    source = ["--dataroot", data, "--version", "tables_reduced", "--info-path", info, "--output-dir", tmp_path]
+    assert run(*source, "--kinds", "occ3d", "surroundocc") == 0
+    said = capsys.readouterr().out
+    assert "classes from rules" in said and "pedestrian: no return in its box" in said
+    frame = read_infos(info, data)[0]
+    labels = read_occ3d(tmp_path / "gts/scene-0061" / frame.token / "labels.npz")
+    grid, spec = labels.grid, labels.grid.spec
+    index, inside = spec.index_of(frame.boxes.centers)
+    for i in range(len(frame.boxes)):
+        near = frame.boxes.centers[i].norm() < 30
+        if inside[i] and near and frame.boxes.num_lidar_points[i] > 50 and frame.boxes.names[i] in ("car", "truck"):
+            assert grid.labels[tuple(index[i])] == grid.taxonomy.id_of(frame.boxes.names[i])
+    columns = (grid.labels == ROAD).any(2)[100:150, 97:103]
+    assert columns.float().mean() > 0.95  # twenty metres of lane ahead
+    assert labels.mask_lidar.float().mean() > 0.1 and not (labels.mask_camera & ~labels.mask_lidar).any()
+    coarse = read_occupancy(
+        occupancy_path(tmp_path / "nuscenes_occ", frame, "surroundocc"), "surroundocc", frame.lidar2ego
+    )
+    assert {"truck", "barrier", "pedestrian"} <= {
+        coarse.taxonomy.classes[i] for i in coarse.labels.unique() if i < 255
+    }

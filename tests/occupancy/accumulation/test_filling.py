@@ -108,10 +108,11 @@ def test_a_body_is_filled_between_its_sides():
     assert one_side.sum() < cells.sum() / 5
 
 
-def test_a_body_is_filled_under_its_roof():
-    front, back = ([[x, 0.0, z] for z in (-0.5, 0.0, 0.5)] for x in (1.0, -1.0))
-    roof = [[0.2 * i, 0.0, 0.5] for i in range(-5, 6)]
-    cells, corner = fill_object(torch.tensor(front + back + roof), torch.tensor([2.2, 1.0, 1.2]), 0.25)
-    assert bool(cells[tuple(((torch.tensor([0.0, 0.0, 0.0]) - corner) / 0.25).floor().long().tolist())])
-    open_top, _ = fill_object(torch.tensor(front + back), torch.tensor([2.2, 1.0, 1.2]), 0.25)
-    assert open_top.sum() < cells.sum()
+def test_gaps_between_scan_lines_on_a_side_are_the_body():
+    """A side that is seen at a grazing angle: a column of returns every metre; mirrored, and one at the front."""
+    side = [[x, 0.9, z] for x in (-1.9, -0.9, 0.1, 1.1) for z in (-0.4, 0.0, 0.4)]
+    points = torch.tensor(side + [[x, -y, z] for x, y, z in side] + [[1.9, 0.0, 0.0]])
+    cells, corner = fill_object(points, torch.tensor([4.0, 2.0, 1.5]), 0.2)
+    at = lambda *p: bool(cells[tuple(((torch.tensor(p) - corner) / 0.2).floor().long().tolist())])  # noqa: E731
+    assert at(-0.4, 0.9, 0.0) and at(-0.4, 0.0, 0.4) and at(1.9, 0.0, 0.0)
+    assert not at(1.5, 0.9, 0.0) and not at(0.0, 0.0, 0.65)
