@@ -82,7 +82,7 @@ class Editor(Workbench):
         """The edits made so far as a recipe; what was cut from other frames is packed into it."""
         from syntheocc.occupancy.editing.recipes import Recipe
 
-        used = {edit["asset"] for edit in self.edits if edit["edit"] == "insert"}
+        used = {edit.get("asset") for edit in self.edits}
         cuts = {key: asset for key, asset in self._cuts.items() if key in used}
         return Recipe(edits=tuple(self.edits), name=name, description=description, assets=cuts)
 

@@ -4,24 +4,56 @@ Each function takes an `Editor` and adds objects called `name.1`, `name.2`, ...;
 stand on the grid's own ground, and nothing is placed where there is no room: the error says what is in the way.
 """
 
+import functools
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from syntheocc.occupancy.editing.assets import Asset
 from syntheocc.occupancy.editing.checks import point
 from syntheocc.occupancy.editing.editor import Editor
 
 __all__ = ["LAYOUTS", "cone_lane", "crossing_pedestrian", "lost_cargo", "roadworks"]
 
+Layout = TypeVar("Layout", bound=Callable[..., None])
+#: Name -> layout.
+LAYOUTS: dict[str, Callable[..., None]] = {}
 
+
+def _layout(function: Layout) -> Layout:
+    """Make what a function inserts one edit, recorded with the function's arguments, and list it in `LAYOUTS`."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def made(editor: Editor, **arguments: Any) -> None:
+        bound = signature.bind(editor, **arguments)
+        bound.apply_defaults()
+        said = {"class" if key == "class_name" else key: _plain(value) for key, value in bound.arguments.items()}
+        del said["editor"]
+        editor.group(function.__name__, said, lambda: function(editor, **arguments))
+
+    LAYOUTS[function.__name__] = made
+    return cast(Layout, made)
+
+
+def _plain(value: Any) -> Any:
+    """An argument as a recipe writes it."""
+    if isinstance(value, Asset):
+        return value.name
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+@_layout
 def cone_lane(
     editor: Editor,
     *,
     start: Sequence[float],
     end: Sequence[float],
     spacing: float = 2.5,
-    asset: str = "traffic_cone",
+    asset: str | Asset = "traffic_cone",
     name: str = "cones",
     allow: Sequence[str] = (),
 ) -> None:
@@ -43,16 +75,13 @@ def cone_lane(
     count = max(1, math.ceil(length / spacing - 1e-9))
     heading = math.degrees(math.atan2(y1 - y0, x1 - x0)) if length else 0.0
 
-    def act() -> None:
-        for i in range(count + 1 if length else 1):
-            share = i / count
-            at = (x0 + share * (x1 - x0), y0 + share * (y1 - y0))
-            editor.insert(asset, at, yaw_deg=heading, name=f"{name}.{i + 1}", allow=allow)
-
-    said = {"start": [x0, y0], "end": [x1, y1], "spacing": spacing, "asset": asset, "name": name, "allow": list(allow)}
-    editor.group("cone_lane", said, act)
+    for i in range(count + 1 if length else 1):
+        share = i / count
+        at = (x0 + share * (x1 - x0), y0 + share * (y1 - y0))
+        editor.insert(asset, at, yaw_deg=heading, name=f"{name}.{i + 1}", allow=allow)
 
 
+@_layout
 def crossing_pedestrian(
     editor: Editor,
     *,
@@ -61,7 +90,7 @@ def crossing_pedestrian(
     progress: float = 0.5,
     width: float = 7.0,
     speed: float = 1.4,
-    asset: str = "pedestrian",
+    asset: str | Asset = "pedestrian",
     name: str = "crossing",
     allow: Sequence[str] = (),
 ) -> None:
@@ -85,16 +114,10 @@ def crossing_pedestrian(
     sign = 1.0 if side == "left" else -1.0
     at = (ahead, sign * width * (0.5 - progress) + 0.0)
 
-    def act() -> None:
-        editor.insert(asset, at, yaw_deg=-90.0 * sign, name=name, velocity=(0.0, -sign * speed), allow=allow)
-
-    said = {
-        "ahead": ahead, "side": side, "progress": progress, "width": width, "speed": speed, "asset": asset,
-        "name": name, "allow": list(allow),
-    }  # fmt: skip
-    editor.group("crossing_pedestrian", said, act)
+    editor.insert(asset, at, yaw_deg=-90.0 * sign, name=name, velocity=(0.0, -sign * speed), allow=allow)
 
 
+@_layout
 def lost_cargo(
     editor: Editor,
     *,
@@ -102,7 +125,7 @@ def lost_cargo(
     pieces: int = 3,
     spread: float = 2.5,
     seed: int = 0,
-    asset: str = "lost_cargo",
+    asset: str | Asset = "lost_cargo",
     class_name: str | None = None,
     name: str = "cargo",
     allow: Sequence[str] = (),
@@ -127,30 +150,24 @@ def lost_cargo(
     if pieces < 1 or not spread >= 0:
         raise ValueError(f"pieces must be at least 1 and spread not negative, got {pieces} and {spread}")
 
-    def act() -> None:
-        random = np.random.default_rng(seed)
-        for i in range(pieces):
-            reason = None
-            for _ in range(50):
-                radius, angle, yaw = spread * math.sqrt(random.random()), *random.uniform(0, 360, 2)
-                place = (x + radius * math.cos(math.radians(angle)), y + radius * math.sin(math.radians(angle)))
-                try:
-                    editor.insert(
-                        asset, place, yaw_deg=float(yaw), name=f"{name}.{i + 1}", class_name=class_name, allow=allow
-                    )
-                    break
-                except ValueError as error:
-                    reason = error
-            else:
-                raise ValueError(f"no room for piece {i + 1} of {pieces} within {spread:g} m: {reason}")
-
-    said = {
-        "at": [x, y], "pieces": pieces, "spread": spread, "seed": seed, "asset": asset, "class": class_name,
-        "name": name, "allow": list(allow),
-    }  # fmt: skip
-    editor.group("lost_cargo", said, act)
+    random = np.random.default_rng(seed)
+    for i in range(pieces):
+        reason = None
+        for _ in range(50):
+            radius, angle, yaw = spread * math.sqrt(random.random()), *random.uniform(0, 360, 2)
+            place = (x + radius * math.cos(math.radians(angle)), y + radius * math.sin(math.radians(angle)))
+            try:
+                editor.insert(
+                    asset, place, yaw_deg=float(yaw), name=f"{name}.{i + 1}", class_name=class_name, allow=allow
+                )
+                break
+            except ValueError as error:
+                reason = error
+        else:
+            raise ValueError(f"no room for piece {i + 1} of {pieces} within {spread:g} m: {reason}")
 
 
+@_layout
 def roadworks(
     editor: Editor,
     *,
@@ -158,7 +175,7 @@ def roadworks(
     yaw_deg: float = 0.0,
     length: float = 12.0,
     width: float = 4.0,
-    asset: str = "construction_vehicle",
+    asset: str | Asset = "construction_vehicle",
     name: str = "roadworks",
     allow: Sequence[str] = (),
 ) -> None:
@@ -185,16 +202,6 @@ def roadworks(
     places += [(end * length / 2, 0.0, "barrier_boards", 0.0) for end in (-1, 1)]
     places += [(0.5, 0.0, asset, 0.0), (-length / 2 + 1.0, 0.0, "construction_worker", 90.0)]
 
-    def act() -> None:
-        for i, (along, across, what, turn) in enumerate(places):
-            at = (x + along * cos - across * sin, y + along * sin + across * cos)
-            editor.insert(what, at, yaw_deg=yaw_deg + turn, name=f"{name}.{i + 1}", allow=allow)
-
-    said = {
-        "at": [x, y], "yaw_deg": yaw_deg, "length": length, "width": width, "asset": asset, "name": name,
-        "allow": list(allow),
-    }  # fmt: skip
-    editor.group("roadworks", said, act)
-
-
-LAYOUTS = {one.__name__: one for one in (cone_lane, crossing_pedestrian, lost_cargo, roadworks)}
+    for i, (along, across, what, turn) in enumerate(places):
+        at = (x + along * cos - across * sin, y + along * sin + across * cos)
+        editor.insert(what, at, yaw_deg=yaw_deg + turn, name=f"{name}.{i + 1}", allow=allow)

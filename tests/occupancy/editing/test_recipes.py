@@ -44,6 +44,11 @@ def test_a_cut_object_travels_in_the_recipe(street, boxes, tmp_path):
     path = editor.recipe().save(tmp_path / "cut.json")
     assert list(json.loads(path.read_text())["assets"]) == ["their_pedestrian"]
     assert torch.equal(Recipe.load(path).apply(street).labels, editor.grid.labels)
+    # In a layout too: a row of what was cut.
+    LAYOUTS["cone_lane"](editor, start=(-14, -3), end=(-10, -3), asset=theirs)
+    assert editor.edits[1]["asset"] == "their_pedestrian" and editor.edits[1]["start"] == [-14, -3]
+    path = editor.recipe().save(tmp_path / "row.json")
+    assert torch.equal(Recipe.load(path).apply(street).labels, editor.grid.labels)
 
 
 @pytest.mark.parametrize(
