@@ -250,3 +250,21 @@ def test_the_command_line(config, street_root, perception, tiny_model, tmp_path)
     more = f"--width 96 --num-inference-steps 1 --guidance-scale 1 --no-read-again --output-dir {tmp_path / 'out'}"
     assert main([*given.split(), *more.split()]) == 0
     assert np.asarray(Image.open(next((tmp_path / "out").glob("loop_*.png")))).std() > 0
+
+
+@pytest.mark.real_data
+def test_a_real_key_frame_and_a_real_label(config, real_data, tmp_path):
+    """No labels with the key frame, no pictures with the label: each goes as far as it can."""
+    root = real_data / "nuscenes_scene0061"
+    report = loop(config(dataroot=root, labels="none", output_dir=tmp_path / "frame"))
+    assert list(report["arrows"]) == ["read again / asked for", "views / condition"] and report["failed"] == {}
+    (token,) = report["sheets"]
+    for path in (tmp_path / "frame" / "generated").glob("CAM_*/*.jpg"):
+        with Image.open(path) as picture:
+            assert picture.size == (1600, 900)
+    label = real_data / "occ3d_scene1077" / "labels.npz"
+    report = loop(config(dataroot=None, label=label, output_dir=tmp_path / "label"))
+    assert list(report["arrows"]) == ["read again / asked for", "read again / label", "views / condition"]
+    # The label is not the key frame's: its lidar says so.
+    with pytest.raises(ValueError, match="the labels do not belong to sample"):
+        loop(config(dataroot=root, label=label, tokens=(token,), start="label", output_dir=tmp_path / "wrong"))
