@@ -100,6 +100,9 @@ class DatasetFolder(OutputFolder):
         """
         found = {path: place for path, place, _ in label_files(self.source, frame) if path.is_file()}
         if source is not None and source not in found and kind is not None:
+            if label_place(frame, kind) in found.values():
+                # Made from other labels than the original's (edited ones): those alone are true of the views.
+                found = {}
             found[source] = label_place(frame, kind)
         return [self.keep(path, place) for path, place in found.items()]
 

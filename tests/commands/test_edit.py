@@ -210,3 +210,26 @@ def test_infer_with_an_edit(tiny_dataset, tiny_model, tmp_path, capsys):
     ):
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(job, **change)
+
+
+def test_a_data_set_of_edited_labels_holds_those_and_no_others(tiny_dataset, tiny_model, tmp_path):
+    assert edit.run(config(tiny_dataset, tmp_path / "out", frame="token0", insert="truck", at=(-15.0, 8.0))) == 0
+    folder = tmp_path / "out" / "insert-truck"
+    job = generate.GenerateConfig(
+        dataroot_path=tiny_dataset.root,
+        info_path=(str(folder / "infos.pkl"),),
+        occ_kind="syntheocc_coarse",
+        occ_path=folder / "labels" / "syntheocc_coarse",
+        as_dataset=tmp_path / "set",
+        model_path_infer=str(tiny_model),
+        width=96,
+        height=64,
+        num_inference_steps=1,
+        cfg_scale=1.0,
+    )
+    assert generate.run(job) == 0
+    place = tiny_dataset.label_path(0).relative_to(tiny_dataset.root)
+    written = (tmp_path / "set" / place).read_bytes()
+    assert written == (folder / "labels" / "syntheocc_coarse" / place).read_bytes()
+    assert written != tiny_dataset.label_path(0).read_bytes()
+    assert read_nuscenes(tmp_path / "set")[0].boxes.names == ("car", "truck")

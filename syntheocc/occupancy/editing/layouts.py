@@ -194,7 +194,7 @@ def roadworks(
     x, y = point(at, "at")
     cos, sin = math.cos(math.radians(yaw_deg)), math.sin(math.radians(yaw_deg))
     count = max(2, math.ceil(length / 3))
-    places = [
+    places: list[tuple[float, float, str | Asset, float]] = [
         (-length / 2 + length * (i + 0.5) / count, side * width / 2, "traffic_cone", 0.0)
         for side in (-1, 1)
         for i in range(count)
