@@ -23,7 +23,7 @@ RIG = kitti.stereo_rig(nominal_calibration((370, 1220)), (370, 1220))
 
 def street(marks):
     labels = torch.zeros(SEMANTIC_KITTI.spec.shape, dtype=torch.uint8)
-    labels[10:200, 60:200, 1] = 9
+    labels[10:60, 100:150, 1] = 9
     for place, label in marks.items():
         labels[place] = label
     return OccupancyGrid(labels, *SEMANTIC_KITTI, torch.eye(4))

@@ -284,6 +284,7 @@ def test_rooms_go_through_the_programs(tmp_path, monkeypatch):
     assert (tmp_path / "pred" / "pictures" / "NYU0002_0000_completion.png").is_file()
 
 
+@pytest.mark.slow
 def test_offices_go_through_the_programs(tmp_path, monkeypatch):
     """SemanticTartanAir: a wall 4.04 m ahead of a level stereo pair, voxels voted from its depth."""
     coarse = GridSpec(TARTANAIR.spec.lower, (0.3, 0.3, 0.3), (40, 16, 40), "camera")
