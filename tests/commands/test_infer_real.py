@@ -12,7 +12,7 @@ from syntheocc.occupancy import NUSCENES_CAMERAS
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("kind", ["lidar", "occ3d"])
-def test_a_real_key_frame_becomes_six_files_and_a_strip(real_data, tiny_model, tmp_path, kind):
+def test_a_real_key_frame_becomes_six_files_and_a_strip(real_data, tiny_model, tmp_path, kind, monkeypatch):
     root = real_data / "nuscenes_scene0061"
     token = "ca9a282c9e77460f8360f564131a8af5"
     if kind == "occ3d":  # the label of another scene of the same car, put where this sample's would lie
@@ -30,6 +30,12 @@ def test_a_real_key_frame_becomes_six_files_and_a_strip(real_data, tiny_model, t
         width=96,
         num_inference_steps=1,
     )
+    if kind == "occ3d":
+        # Its own lidar tells that the label is not this frame's; here the label's form is what counts.
+        assert run(job) == 1
+        (reason,) = read_json(tmp_path / "out" / "manifest.json")["failed"].values()
+        assert f"the labels do not belong to sample {token}" in reason
+        monkeypatch.setattr("syntheocc.occupancy.data.belonging.LEAST_AGREEMENT", 0.0)
     assert run(job) == 0
     (sample,) = read_json(tmp_path / "out" / "manifest.json")["samples"]
     assert sample["token"] == token and tuple(sample["views"]) == NUSCENES_CAMERAS
