@@ -181,7 +181,7 @@ def closed(grid: OccupancyGrid, steps: int) -> OccupancyGrid:
 
 
 def on_preset(grid: OccupancyGrid, preset: Preset, grid2ego: Any = None) -> OccupancyGrid:
-    """A grid in another geometry and class table: each voxel takes the label at its centre, unknown outside.
+    """A grid in another geometry and class table (`editing.export.resampled`), unknown where the grid does not reach.
 
     Args:
         grid: on the CPU.
@@ -191,16 +191,15 @@ def on_preset(grid: OccupancyGrid, preset: Preset, grid2ego: Any = None) -> Occu
     Raises:
         ValueError: the class table cannot be mapped.
     """
-    from syntheocc.occupancy.transforms import invert_rigid, transform_points
+    from syntheocc.occupancy.editing.export import resampled
 
     grid = grid.map_to(preset.taxonomy)
     target = torch.eye(4, dtype=torch.float64) if grid2ego is None else torch.as_tensor(grid2ego, dtype=torch.float64)
     if grid.spec == preset.spec and torch.allclose(grid.grid2ego, target):
         return grid
-    centers = transform_points(invert_rigid(grid.grid2ego) @ target, preset.spec.centers().reshape(-1, 3))
-    index, inside = grid.spec.index_of(centers)
-    labels = torch.where(inside, grid.labels[tuple(index.T)], torch.tensor(UNKNOWN, dtype=torch.uint8))
-    return OccupancyGrid(labels.reshape(preset.spec.shape), preset.spec, preset.taxonomy, target)
+    found, known = resampled(grid, preset, grid2ego)
+    labels = torch.where(known, found.labels, torch.tensor(UNKNOWN, dtype=torch.uint8))
+    return OccupancyGrid(labels, preset.spec, preset.taxonomy, target)
 
 
 @dataclass
