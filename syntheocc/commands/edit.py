@@ -145,15 +145,15 @@ def run(config: EditConfig) -> int:
     tables = _tables(config, source)
     views = _views(config) if config.model is not None else None
     made = skipped = 0
-    for name, recipe in recipes.items():
-        outputs = EditFolder(config.out / name)
-        try:
-            tally = _apply(config, source, recipe, outputs, tables, views, ranks)
-        except ValueError as error:
-            failed[name] = str(error)
-            continue
-        made, skipped = made + tally.made, skipped + tally.skipped
-        failed |= {f"{name}, {token}": reason for token, reason in tally.failed.items()}
+    with ranks.group():
+        for name, recipe in recipes.items():
+            try:
+                tally = _apply(config, source, recipe, EditFolder(config.out / name), tables, views, ranks)
+            except ValueError as error:
+                failed[name] = str(error)
+                continue
+            made, skipped = made + tally.made, skipped + tally.skipped
+            failed |= {f"{name}, {token}": reason for token, reason in tally.failed.items()}
     tally = Tally(made, skipped, failed)
     if ranks.is_main:
         print_summary(tally, "labels, boxes and pictures", config.out)
@@ -169,7 +169,7 @@ def _apply(
     views: Views | None,
     ranks: Any,
 ) -> "Tally":
-    """Take the frames through one recipe."""
+    """Take the frames through one recipe; call it on all ranks, inside `ranks.group()`."""
     from syntheocc.commands.batch import check_settings, run_samples
 
     frames = [frame for frame in source.frames if recipe.frame in ("", frame.token)]
@@ -190,14 +190,13 @@ def _apply(
     settings_file = outputs.root / "settings.json"
     check_settings(settings_file, settings, "give another --out, or remove the folder")
     make = make_edit(source, recipe, outputs, config.pictures, views)
-    with ranks.group():
-        tally = run_samples(
-            frames, outputs.is_done, make, ranks, outputs.root.name, (settings_file, settings), source.unreadable
-        )
-        if ranks.is_main:
-            recipe.save(outputs.root / "recipe.json")
-            outputs.write_manifest(frames, settings, tally)
-            finish_recipe(outputs, frames, tally, tables)
+    tally = run_samples(
+        frames, outputs.is_done, make, ranks, outputs.root.name, (settings_file, settings), source.unreadable
+    )
+    if ranks.is_main:
+        recipe.save(outputs.root / "recipe.json")
+        outputs.write_manifest(frames, settings, tally)
+        finish_recipe(outputs, frames, tally, tables)
     return tally
 
 
