@@ -233,3 +233,29 @@ def test_a_data_set_of_edited_labels_holds_those_and_no_others(tiny_dataset, tin
     assert written == (folder / "labels" / "syntheocc_coarse" / place).read_bytes()
     assert written != tiny_dataset.label_path(0).read_bytes()
     assert read_nuscenes(tmp_path / "set")[0].boxes.names == ("car", "truck")
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_the_real_key_frame_built_from_its_sweep(real_data, tmp_path):
+    root, token = real_data / "nuscenes_scene0061", "ca9a282c9e77460f8360f564131a8af5"
+    job = EditConfig(
+        dataroot_path=root,
+        info_path=(str(root / "info_mmdet3d_v1.1.pkl"),),
+        occ_kind="lidar",
+        frame=token,
+        out=tmp_path,
+        pictures=False,
+        recipe=write_recipe(
+            tmp_path / "real.json",
+            {"edit": "remove", "object": "pedestrian@-12.7,1.8"},
+            {"edit": "insert", "asset": "car", "at": [12, 0], "name": "car"},
+        ),
+    )
+    assert edit.run(job) == 0
+    record = read_json(tmp_path / "real" / "records" / f"{token}.json")
+    assert record["boxes_before"] == record["boxes_after"] == 69 and record["changed_voxels"] > 1000
+    (frame,) = read_infos(tmp_path / "real" / "infos_v1.1.pkl", root)
+    near = (frame.boxes.centers[:, :2] - torch.tensor([-12.7, 1.8])).norm(dim=1)
+    assert not any(name == "pedestrian" for name, gap in zip(frame.boxes.names, near, strict=True) if gap < 0.5)
+    assert frame.boxes.names[-1] == "car" and np.allclose(frame.boxes.centers[-1, :2], [12, 0], atol=0.1)
