@@ -1,6 +1,7 @@
 """Edits are exact: what was inserted is there, what was removed is gone, nothing else changed; undo gives all back."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -333,9 +334,14 @@ def test_any_sequence_can_be_undone_redone_and_replayed(steps):
             continue
         states.append((editor.grid.labels.clone(), editor.boxes))
     assert len(editor.edits) == len(states) - 1
-    # Buildings never change; a changed voxel lies near an object's old or new box.
+    # Buildings never change; a changed voxel lies above, below or in an old or new box, or within a voxel of it.
     wall = street.labels == TABLE.id_of("manmade")
     assert torch.equal(editor.grid.labels[wall], street.labels[wall])
+    reach = torch.zeros(int(editor.changed.sum()), dtype=torch.bool)
+    for _, held in states:
+        columns = replace(held, sizes=held.sizes + torch.tensor([0.0, 0.0, 20.0]))
+        reach |= columns.contains(SPEC.centers()[editor.changed], margin=0.4).any(0)
+    assert bool(reach.all())
     last = editor.grid.labels.clone()
     replayed = editor.recipe().edit(street, boxes)
     assert torch.equal(replayed.grid.labels, last) and replayed.boxes.names == editor.boxes.names
