@@ -92,6 +92,7 @@ class GenerateConfig(SampleConfig):
     edit: Path | None = flag(
         None, "recipe of edits (JSON, docs/editing.md) that every sample's occupancy goes through first"
     )
+    lidar_check: bool = flag(True, "refuse labels that do not hold what the sample's own lidar sweep hit")
     as_dataset: Path | None = flag(
         None,
         "write a data root like the original instead, whose key frames' pictures are the generated ones: tables, "
@@ -366,7 +367,8 @@ class _SampleMaker:
         check_sees(grid, frame.cameras, frame.token)
         if config.occ_kind == "lidar":
             return {"occupancy": grid}, {"grid": grid, "kind": "syntheocc"}
-        check_belongs(grid, frame)
+        if config.lidar_check:
+            check_belongs(grid, frame)
         from syntheocc.occupancy.data.occupancy_files import occupancy_path
 
         source = occupancy_path(config.occupancy_root(config.occ_kind), frame, config.occ_kind)
