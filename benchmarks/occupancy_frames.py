@@ -174,7 +174,9 @@ class Reader:
         self, images: Tensor, moment: Moment, still: bool = False, thresholds: Sequence[float] | None = None
     ) -> list[Tensor]:
         """The classes that the network reads, uint8 [X, Y, Z] on its device, one for each threshold."""
-        output = self.model(*self.inputs(images, moment, still))
+        # As it was trained and examined: half precision on a GPU.
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
+            output = self.model(*self.inputs(images, moment, still))
         last, corners = output.predictions[-1], output.stages[-1].corners
         found = []
         for value in thresholds or (self.threshold,):

@@ -11,6 +11,7 @@ import torch
 from drawing import Drawer, load_pipeline
 from follow import Scorer, the_judge
 from occupancy_frames import Moment, Reader, asked, load_reader, moments
+from perception_checks import checked_operators
 from perception_scores import voxel_iou
 from processes import Clock, agreed, device_of, group, kept_going
 from torch import Tensor
@@ -145,6 +146,8 @@ def run(args: Namespace) -> dict | None:
         drawer = Drawer(pipe, args.steps, args.guidance_scale, args.mpi_guidance_scale, args.batch)
         width, height = args.image_size
         cells = (height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
+        operators = checked_operators(device)
+        say(f"operators: {operators or 'plain torch'}")
         reader = load_reader(args.weights, device, NUSCENES_CAMERAS)
         reader.threshold, scores = tuned(args, reader, ranks, device, found)
         found.seconds["threshold"] = clock.spent()
@@ -186,6 +189,7 @@ def run(args: Namespace) -> dict | None:
         if ranks.is_main:
             facts = {
                 "ranks": ranks.world,
+                "operators": operators,
                 "judge_2d": judge_facts,
                 "training_frames": len(bank.images),
                 "frames_a_sample": reader.frames,
