@@ -261,4 +261,7 @@ def _boxes_of(outputs: EditFolder, frame: "Frame") -> Any:
         torch.tensor([[nan if v is None else v for v in box["velocity"]] for box in listed], dtype=torch.float64),
         torch.tensor([box["num_lidar_points"] for box in listed]),
         tuple(box["instance_token"] for box in listed),
+        # Folders made by an earlier version lack the next two.
+        torch.tensor([box.get("num_radar_points", -1) for box in listed]),
+        tuple(box.get("attribute", "") for box in listed),
     )

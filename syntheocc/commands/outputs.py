@@ -157,6 +157,8 @@ def frame_labels(frame: "Frame") -> dict[str, Any]:
                 "box2ego": boxes.box2ego[i].tolist(),
                 "velocity": velocities[i],
                 "num_lidar_points": int(boxes.num_lidar_points[i]),
+                "num_radar_points": int(boxes.num_radar_points[i]),
+                "attribute": boxes.attributes[i],
                 "instance_token": boxes.instance_tokens[i],
             }
             for i in range(len(boxes))

@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from syntheocc.commands import edit, exit_status, generate, main
+from syntheocc.commands import edit, edit_work, exit_status, generate, main
+from syntheocc.commands.batch import Tally
 from syntheocc.commands.edit import EditConfig
-from syntheocc.engine.files import read_json
+from syntheocc.commands.outputs import frame_labels
+from syntheocc.engine.files import atomic_write_json, read_json
 from syntheocc.occupancy import OCC3D_NUSCENES, OccupancyGrid, Recipe
 from syntheocc.occupancy.data.infos import read_infos
 from syntheocc.occupancy.data.nuscenes import NuScenesTables
@@ -167,6 +169,22 @@ def test_nuscenes_tables_get_the_boxes_as_they_are_now(tiny_dataset, tmp_path):
         )
         assert np.allclose(after.boxes.centers[0] - before.boxes.centers[0], [0, 6, 0], atol=1e-6)
         assert np.allclose(after.boxes.centers[1, :2], [-15, 8])
+
+
+def test_boxes_keep_radar_counts_and_attributes(tiny_dataset, tmp_path):
+    """What an edit does not touch is in its info pickles as it was in the source."""
+    boxes = dataclasses.replace(
+        tiny_dataset.frames[0].boxes, num_lidar_points=[0], num_radar_points=[3], attributes=("vehicle.parked",)
+    )
+    frame = dataclasses.replace(tiny_dataset.frames[0], boxes=boxes)
+    outputs = edit_work.EditFolder(tmp_path)
+    atomic_write_json(tmp_path / "labels" / f"{frame.token}.json", frame_labels(frame))
+    record = {"token": frame.token, "files": []}
+    outputs.write_record(frame, record)
+    edit_work.finish_recipe(outputs, [frame], Tally(1, 0, {}), None)
+    (read,) = read_infos(tmp_path / "infos_v1.1.pkl", tiny_dataset.root)
+    assert read.boxes.num_radar_points.tolist() == [3] and read.boxes.num_lidar_points.tolist() == [0]
+    assert edit_work._boxes_of(outputs, frame).attributes == ("vehicle.parked",)
 
 
 def test_infer_with_an_edit(tiny_dataset, tiny_model, tmp_path, capsys):

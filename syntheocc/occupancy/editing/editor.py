@@ -14,7 +14,7 @@ from torch import Tensor
 from syntheocc.occupancy.data.frames import Boxes
 from syntheocc.occupancy.editing import checks
 from syntheocc.occupancy.editing.assets import Asset, asset_label
-from syntheocc.occupancy.editing.objects import Selector
+from syntheocc.occupancy.editing.objects import Selector, box_name
 from syntheocc.occupancy.editing.state import Placed, State, cut_asset, new_token, turned
 from syntheocc.occupancy.editing.workbench import NOTHING, Workbench
 from syntheocc.occupancy.grids import OccupancyGrid
@@ -135,7 +135,9 @@ class Editor(Workbench):
 
         def act() -> None:
             label = asset_label(made, self.original.taxonomy, class_name)
-            category = made.category if class_name is None else class_name
+            category = box_name(self.original.taxonomy, label, class_name or made.classes[0])
+            if class_name is None:
+                category = made.category
             pose = rotation_z(math.radians(yaw_deg))
             pose[:2, 3] = torch.tensor(place, dtype=torch.float64)
             one = Placed(name, made, label, category, pose, *NOTHING, speed, new_token(self.token, name))
@@ -235,8 +237,8 @@ class Editor(Workbench):
         """Give an object, or a region's voxels of some classes, another class; shape and place stay.
 
         Args:
-            to: the new class (also "free").
-            object: which one; its box takes the class's name.
+            to: the new class (of a region also "free").
+            object: which one; its box takes the class's name, and goes where the class is nothing that has boxes.
             region: a box (center, size, yaw_deg) instead.
             from_classes: the classes that change in a region.
 

@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from syntheocc.occupancy.data.frames import Boxes
+from syntheocc.occupancy.data.frames import DETECTION_CLASSES, Boxes
 from syntheocc.occupancy.editing.ground import ground_table, voxel_centers
 from syntheocc.occupancy.editing.regions import Box, upright_box
 from syntheocc.occupancy.grids import OccupancyGrid
 from syntheocc.occupancy.taxonomy import UNKNOWN, Taxonomy
 
-__all__ = ["Selector", "box_of", "connected_object", "movable_table", "own_voxels", "parse_selector"]
+__all__ = ["Selector", "box_name", "box_of", "connected_object", "movable_table", "own_voxels", "parse_selector"]
 
 Selector = str | Mapping[str, Any]
 WITHIN = 5.0
@@ -46,6 +46,26 @@ def movable_table(taxonomy: Taxonomy) -> Tensor:
     if "others" in taxonomy.classes:
         table[taxonomy.id_of("others")] = True
     return table
+
+
+def box_name(taxonomy: Taxonomy, label: int, name: str) -> str:
+    """The name of the box of an object that was given a class; "" where the class is nothing that has boxes.
+
+    Args:
+        taxonomy: the grid's.
+        label: the class.
+        name: the word that it was called by.
+
+    Raises:
+        ValueError: the class is free space.
+    """
+    if label == taxonomy.free:
+        raise ValueError(f"an object cannot be {name!r}: that is no object; remove it instead")
+    if name in DETECTION_CLASSES:
+        return name
+    if taxonomy.classes[label] == "others":
+        return "movable_object.debris"  # nuScenes' word for what is none of its objects and lies on the road
+    return taxonomy.classes[label] if bool(movable_table(taxonomy)[label]) else ""
 
 
 def parse_selector(selector: Selector) -> Selector:

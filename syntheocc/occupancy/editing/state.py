@@ -29,7 +29,7 @@ class Placed:
         name: how edits call it.
         asset: its voxels.
         label: its class.
-        category: name of its box.
+        category: name of its box, "" where it has none (a block of wall).
         box2ego: [4, 4].
         index: int64 [N, 3], the grid's voxels that it takes.
         labels: uint8 [N], their classes: `label`, but for what a repainted region left.
@@ -123,21 +123,35 @@ def joined_boxes(boxes: Boxes | None, state: State) -> Boxes | None:
 
     None where the frame has none and nothing was placed.
     """
-    if boxes is None and not state.placed:
+    shown = tuple(one for one in state.placed if one.category)
+    if boxes is None and not shown:
         return None
     kept = Boxes(torch.zeros(0, 4, 4), torch.zeros(0, 3), ()) if boxes is None else boxes
     names = tuple(state.renamed.get(i, name) for i, name in enumerate(kept.names))
-    placed = _boxes_of(state.placed)
+    placed = _boxes_of(shown)
     # What became something else is another instance: nuScenes' tables know one category for each.
     tokens = tuple(
         new_token(token or str(i), names[i]) if i in state.renamed else token
         for i, token in enumerate(kept.instance_tokens)
     )
-    both = _joined(replace(kept, names=names, instance_tokens=tokens), placed)
-    moved = {one.origin: len(kept) + i for i, one in enumerate(state.placed) if one.origin is not None}
+    both = _joined(replace(kept, names=names, instance_tokens=tokens), _like_origins(placed, shown, kept))
+    moved = {one.origin: len(kept) + i for i, one in enumerate(shown) if one.origin is not None}
     order = [moved.get(i, i) for i in range(len(kept)) if i in moved or i in state.standing]
-    order += [len(kept) + i for i, one in enumerate(state.placed) if one.origin is None]
+    order += [len(kept) + i for i, one in enumerate(shown) if one.origin is None]
     return both.filter(order)
+
+
+def _like_origins(placed: Boxes, shown: tuple[Placed, ...], boxes: Boxes) -> Boxes:
+    """The same boxes; moved ones keep their attribute, and are another instance where their class is another."""
+    tokens, attributes = list(placed.instance_tokens), list(placed.attributes)
+    for k, one in enumerate(shown):
+        if one.origin is None:
+            continue
+        if one.category == boxes.names[one.origin]:
+            attributes[k] = boxes.attributes[one.origin]
+        else:
+            tokens[k] = new_token(boxes.instance_tokens[one.origin] or str(one.origin), one.category)
+    return replace(placed, instance_tokens=tuple(tokens), attributes=tuple(attributes))
 
 
 def _boxes_of(placed: tuple[Placed, ...]) -> Boxes:

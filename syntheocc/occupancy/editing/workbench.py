@@ -11,11 +11,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from syntheocc.occupancy.data.frames import DETECTION_CLASSES, Boxes
+from syntheocc.occupancy.data.frames import Boxes
 from syntheocc.occupancy.editing import checks
 from syntheocc.occupancy.editing.assets import Asset, box_asset, library_asset
 from syntheocc.occupancy.editing.ground import close_ground, ground_columns, up_axis
-from syntheocc.occupancy.editing.objects import Selector, box_of, connected_object, own_voxels, parse_selector
+from syntheocc.occupancy.editing.objects import (
+    Selector,
+    box_name,
+    box_of,
+    connected_object,
+    own_voxels,
+    parse_selector,
+)
 from syntheocc.occupancy.editing.regions import Box
 from syntheocc.occupancy.editing.state import Placed, State, cut_asset, joined_boxes, new_token
 from syntheocc.occupancy.grids import OccupancyGrid
@@ -214,7 +221,8 @@ class Workbench:
             label = int(self._state.base[tuple(index.T.to(self.original.device))].mode().values)
             named = self.original.taxonomy.classes[label]
             name = f"#{one.origin}" if one.origin is not None else self._free_name(None, f"{named}_moved")
-            asset = cut_asset(self._with(self._state.base), one.box, index, name, self._category(one) or named)
+            category = self._category(one) or box_name(self.original.taxonomy, label, named)
+            asset = cut_asset(self._with(self._state.base), one.box, index, name, category)
             velocity, token = (0.0, 0.0), new_token(self.token, name)
             if one.origin is not None:
                 assert boxes is not None
@@ -252,19 +260,21 @@ class Workbench:
         self._set(replace(self._state, placed=(*self._state.placed, done)))
 
     def _repaint_object(self, one: Found, label: int, name: str) -> None:
+        category = box_name(self.original.taxonomy, label, name)
         if one.placed is not None:
-            painted = one.placed.repainted(label, name)
+            painted = one.placed.repainted(label, category)
             placed = tuple(painted if other is one.placed else other for other in self._state.placed)
             self._set(replace(self._state, placed=placed))
             return
         index = self._voxels(one)
         base = self._state.base.clone()
         base[tuple(index.T.to(base.device))] = label
-        renamed = self._state.renamed
-        if one.origin is not None:
-            box_name = name if name in DETECTION_CLASSES else self.original.taxonomy.classes[label]
-            renamed = renamed | {one.origin: box_name}
-        self._set(replace(self._state, base=base, renamed=renamed))
+        renamed, standing = self._state.renamed, self._state.standing
+        if one.origin is not None and category:
+            renamed = renamed | {one.origin: category}
+        elif one.origin is not None:  # a house is no object any more
+            standing = tuple(i for i in standing if i != one.origin)
+        self._set(replace(self._state, base=base, renamed=renamed, standing=standing))
 
     def _repaint_region(self, region: dict[str, Any], from_classes: Sequence[str], label: int) -> None:
         wanted = parse_selector(region)

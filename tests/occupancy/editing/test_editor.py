@@ -100,6 +100,45 @@ def test_moves_by_whole_voxels_copy_the_object_exactly(street, boxes):
     assert float(editor.boxes.centers[1, 2]) == pytest.approx(0.8)
 
 
+@pytest.mark.parametrize("first", ["repaint", "move"])
+def test_a_moved_object_of_another_class_is_another_instance(street, boxes, first):
+    boxes = replace(boxes, attributes=("vehicle.parked", "pedestrian.standing"))
+    editor = Editor(street, boxes, "token")
+    steps = {"repaint": lambda: editor.repaint("truck", "#0"), "move": lambda: editor.move("#0", by=(0.4, 0))}
+    for kind in (first, *(steps.keys() - {first})):
+        steps[kind]()
+    editor.move("#1", by=(0.4, 0))
+    assert editor.boxes.names == ("truck", "pedestrian")
+    assert editor.boxes.instance_tokens[0] != boxes.instance_tokens[0], "tables know one category for an instance"
+    assert editor.boxes.instance_tokens[1] == boxes.instance_tokens[1]
+    assert editor.boxes.attributes[1] == "pedestrian.standing"
+
+
+def test_what_is_no_object_has_no_box(street, boxes):
+    editor = Editor(street, boxes)
+    editor.repaint("manmade", "#0")
+    assert editor.boxes.names == ("pedestrian",) and not voxels(editor.grid, "car")
+    assert voxels(editor.grid, "manmade") >= voxels(street, "car")
+    editor.insert("box", at=(-5.0, 1.8), class_name="vegetation", size=(2, 2, 2), name="hedge")
+    assert editor.boxes.names == ("pedestrian",) and editor.inserted == ("hedge",)
+    editor.repaint("truck", "hedge")
+    assert editor.boxes.names == ("pedestrian", "truck")
+    while editor.undo():
+        pass
+    assert editor.boxes.names == boxes.names
+    for edit in (
+        lambda: editor.repaint("free", "#0"),
+        lambda: editor.insert("car", at=(-5.0, 1.8), class_name="free"),
+        lambda: editor.insert("box", at=(-5.0, 1.8), class_name="free", size=(1, 1, 1)),
+    ):
+        with pytest.raises(ValueError, match="no object; remove"):
+            edit()
+    assert not editor.edits and torch.equal(editor.grid.labels, street.labels)
+    other = Editor(street.map_to(OCC3D_NUSCENES.taxonomy), boxes)
+    other.repaint("others", "#0")
+    assert other.boxes.names[0] == "movable_object.debris"
+
+
 def test_repaint_keeps_shape_and_place(street, boxes):
     editor = Editor(street, boxes)
     editor.repaint("truck", "#0")
