@@ -38,6 +38,7 @@ from syntheocc.occupancy.transforms import invert_rigid
 __all__ = [
     "SPARSEOCC_CAMERAS",
     "FrameLabels",
+    "FrameRounds",
     "KeyImages",
     "OccupancyBatch",
     "OccupancyFrames",
@@ -99,7 +100,51 @@ class Sampling:
             raise ValueError("current_only is for predicting with remembered features; training reads all images")
 
 
-class OccupancyFrames(Dataset):
+class FrameRounds(Dataset):
+    """Samples of frames that are drawn anew in every round: index i is frame ``i % number of frames``.
+
+    It is that frame's round ``i // number of frames``, and depends on nothing else.
+
+    Args:
+        frames: in any order.
+        seed: of the draws.
+        rounds: how many different samples there are of a frame.
+        unreadable: makes what `dataset[i]` returns for a sample that cannot be read, from its token and the reason
+            (the engine's `BadSample`, so that a run goes on with the next one); None lets the error through.
+
+    Raises:
+        ValueError: fewer than one round.
+    """
+
+    def __init__(self, frames: Sequence[Frame], seed: int, rounds: int, unreadable: Callable[[str, str], Any] | None):
+        if rounds < 1:
+            raise ValueError(f"every frame is seen at least once, got rounds={rounds}")
+        self.frames, self.seed, self.rounds, self.unreadable = list(frames), seed, rounds, unreadable
+
+    def __len__(self) -> int:
+        return len(self.frames) * self.rounds
+
+    def order(self, epoch: int) -> list[int]:
+        """Indices of an epoch, shuffled: every frame once (for `syntheocc.engine.samplers.EpochSampler`)."""
+        return shuffled_round(self.seed, epoch, len(self.frames), self.rounds)
+
+    def __getitem__(self, index: int) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        frame = self.frames[index % len(self.frames)]
+        try:
+            return self.sample(frame, index_generator(self.seed, index))
+        except ValueError as error:
+            if self.unreadable is None:
+                raise
+            return self.unreadable(frame.token, str(error))
+
+    def sample(self, frame: Frame, generator: torch.Generator | None = None) -> Any:
+        """One frame's sample; ValueError where it cannot be read."""
+        raise NotImplementedError
+
+
+class OccupancyFrames(FrameRounds):
     """Samples of key frames; `dataset[i]` is an `OccupancyBatch` of one.
 
     A training dataset has `rounds` samples of every frame, which differ in what is drawn: index i is frame
@@ -142,32 +187,12 @@ class OccupancyFrames(Dataset):
             raise ValueError("no frames to make samples of")
         if grid.frame not in ("ego", "lidar"):
             raise ValueError(f"the grid lies in the {grid.frame} frame; images are projected from ego or lidar grids")
-        if rounds < 1:
-            raise ValueError(f"every frame is seen at least once, got rounds={rounds}")
-        self.frames = list(frames)
+        super().__init__(frames, seed, rounds, unreadable)
         self.history = ShotHistory(self.frames, data_root)
         self.sampling, self.grid, self.labels = sampling, grid, labels
         names = dict.fromkeys(name for frame in frames for name in frame.cameras.names)
         self.cameras = tuple(cameras or _published_order(list(names)))
-        self.seed, self.rounds, self.unreadable, self.rays = seed, rounds, unreadable, rays
-
-    def __len__(self) -> int:
-        return len(self.frames) * self.rounds
-
-    def order(self, epoch: int) -> list[int]:
-        """Indices of an epoch, shuffled: every frame once (for `syntheocc.engine.samplers.EpochSampler`)."""
-        return shuffled_round(self.seed, epoch, len(self.frames), self.rounds)
-
-    def __getitem__(self, index: int) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        frame = self.frames[index % len(self.frames)]
-        try:
-            return self.sample(frame, index_generator(self.seed, index))
-        except ValueError as error:
-            if self.unreadable is None:
-                raise
-            return self.unreadable(frame.token, str(error))
+        self.rays = rays
 
     def sample(self, frame: Frame, generator: torch.Generator | None = None) -> OccupancyBatch:
         """One frame's sample.

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from syntheocc.occupancy.data.frames import Frame
-from syntheocc.occupancy.perception.dataset import index_generator, shuffled_round
+from syntheocc.occupancy.perception.dataset import FrameRounds
 from syntheocc.occupancy.perception.images import load_image
 from syntheocc.occupancy.perception.occdepth.augmentation import (
     StereoAugmentation,
@@ -34,7 +33,7 @@ from syntheocc.occupancy.perception.occdepth.windows import input_window, throug
 __all__ = ["StereoFrames"]
 
 
-class StereoFrames(Dataset):
+class StereoFrames(FrameRounds):
     """Samples of a source's frames; `dataset[i]` is a `StereoBatch` of one.
 
     A training dataset has `rounds` samples of every frame, which differ in what is drawn: index i is frame
@@ -66,10 +65,8 @@ class StereoFrames(Dataset):
         rounds: int = 1,
         unreadable: Callable[[str, str], Any] | None = None,
     ):
-        if rounds < 1:
-            raise ValueError(f"every frame is seen at least once, got rounds={rounds}")
-        self.source, self.config = source, source.config
-        self.augmentation, self.seed, self.rounds, self.unreadable = augmentation, seed, rounds, unreadable
+        super().__init__(source.frames, seed, rounds, unreadable)
+        self.source, self.config, self.augmentation = source, source.config, augmentation
         config = self.config
         self._tiles = ProjectionCache(
             partial(frustum_tiles, spec=config.grid, image_size=config.image_size, tiles=config.frustum_tiles)
@@ -78,29 +75,6 @@ class StereoFrames(Dataset):
         width = config.image_size[1]
         mean, deviation = (np.tile(np.array(v, np.float32), width) for v in (config.image_mean, config.image_std))
         self._gain, self._bias = 1 / deviation, -mean / deviation
-
-    @property
-    def frames(self) -> list[Frame]:
-        """The source's frames, in their order."""
-        return self.source.frames
-
-    def __len__(self) -> int:
-        return len(self.frames) * self.rounds
-
-    def order(self, epoch: int) -> list[int]:
-        """Indices of an epoch, shuffled: every frame once (for `syntheocc.engine.samplers.EpochSampler`)."""
-        return shuffled_round(self.seed, epoch, len(self.frames), self.rounds)
-
-    def __getitem__(self, index: int) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        frame = self.frames[index % len(self.frames)]
-        try:
-            return self.sample(frame, index_generator(self.seed, index))
-        except ValueError as error:
-            if self.unreadable is None:
-                raise
-            return self.unreadable(frame.token, str(error))
 
     def sample(self, frame: Frame, generator: torch.Generator | None = None) -> StereoBatch:
         """One frame's sample.
