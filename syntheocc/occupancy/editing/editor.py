@@ -14,7 +14,7 @@ from torch import Tensor
 from syntheocc.occupancy.data.frames import Boxes
 from syntheocc.occupancy.editing import checks
 from syntheocc.occupancy.editing.assets import Asset, asset_label
-from syntheocc.occupancy.editing.objects import Selector, box_name
+from syntheocc.occupancy.editing.objects import Selector, box_name, numbers
 from syntheocc.occupancy.editing.state import Placed, State, cut_asset, new_token, turned
 from syntheocc.occupancy.editing.workbench import NOTHING, Workbench
 from syntheocc.occupancy.grids import OccupancyGrid
@@ -121,6 +121,7 @@ class Editor(Workbench):
         made = self._asset(asset, class_name, size)
         name = self._free_name(name, made.name.replace("box of ", ""))
         place, speed = checks.point(at, "at"), checks.point(velocity, "velocity")
+        numbers(yaw_deg, 1, "yaw_deg"), numbers(0.0 if z is None else z, 1, "z")
         arguments = {
             "asset": made.name if isinstance(asset, Asset) else asset,
             "at": list(place),
@@ -173,6 +174,10 @@ class Editor(Workbench):
         """
         if to is not None and by is not None:
             raise ValueError("give `to` or `by`, not both")
+        if to is by is yaw_deg is z is None and turn_deg == 0 and not self._nested:
+            raise ValueError("say where to: `to`, `by`, `yaw_deg`, `turn_deg` or `z`")
+        for name, value in (("yaw_deg", yaw_deg), ("turn_deg", turn_deg), ("z", z)):
+            numbers(0.0 if value is None else value, 1, name)
         goal = None if to is None else checks.point(to, "to")
         way = None if by is None else checks.point(by, "by")
         arguments = {

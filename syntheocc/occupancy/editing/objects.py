@@ -31,7 +31,16 @@ from syntheocc.occupancy.editing.regions import Box, upright_box
 from syntheocc.occupancy.grids import OccupancyGrid
 from syntheocc.occupancy.taxonomy import UNKNOWN, Taxonomy
 
-__all__ = ["Selector", "box_name", "box_of", "connected_object", "movable_table", "own_voxels", "parse_selector"]
+__all__ = [
+    "Selector",
+    "box_name",
+    "box_of",
+    "connected_object",
+    "movable_table",
+    "numbers",
+    "own_voxels",
+    "parse_selector",
+]
 
 Selector = str | Mapping[str, Any]
 WITHIN = 5.0
@@ -85,11 +94,11 @@ def parse_selector(selector: Selector) -> Selector:
         raise ValueError(f"an object is a name, #number, class@x,y or a dict, got {selector!r}")
     keys = set(selector)
     if {"class", "near"} <= keys <= {"class", "near", "within"}:
-        within = _numbers(selector.get("within", WITHIN), 1, "within")[0]
-        return {"class": str(selector["class"]), "near": _numbers(selector["near"], 2, "near"), "within": within}
+        within = numbers(selector.get("within", WITHIN), 1, "within")[0]
+        return {"class": str(selector["class"]), "near": numbers(selector["near"], 2, "near"), "within": within}
     if {"center", "size"} <= keys <= {"center", "size", "yaw_deg"}:
-        yaw = _numbers(selector.get("yaw_deg", 0.0), 1, "yaw_deg")[0]
-        center, size = _numbers(selector["center"], 3, "center"), _numbers(selector["size"], 3, "size")
+        yaw = numbers(selector.get("yaw_deg", 0.0), 1, "yaw_deg")[0]
+        center, size = numbers(selector["center"], 3, "center"), numbers(selector["size"], 3, "size")
         return {"center": center, "size": size, "yaw_deg": yaw}
     raise ValueError(
         f"an object is told by class and near (and within), or by center and size (and yaw_deg); got {sorted(keys)}"
@@ -199,12 +208,13 @@ def solid_table(taxonomy: Taxonomy) -> Tensor:
     return table & ~ground_table(taxonomy)
 
 
-def _numbers(value: Any, count: int, name: str) -> tuple[float, ...]:
+def numbers(value: Any, count: int, name: str) -> tuple[float, ...]:
+    """`count` finite numbers (one alone need be no list); ValueError with the name otherwise."""
     values = [value] if count == 1 else value
     try:
-        numbers = tuple(float(v) for v in values)
+        found = tuple(float(v) for v in values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} is {count} number{'s' * (count > 1)}, got {value!r}") from error
-    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+    if len(found) != count or not all(map(math.isfinite, found)):
         raise ValueError(f"{name} is {count} finite number{'s' * (count > 1)}, got {value!r}")
-    return numbers
+    return found

@@ -20,6 +20,7 @@ from syntheocc.occupancy.editing.objects import (
     box_name,
     box_of,
     connected_object,
+    numbers,
     own_voxels,
     parse_selector,
 )
@@ -97,7 +98,7 @@ class Workbench:
             return self._cuts.get(asset) or library_asset(asset)
         if class_name is None or size is None:
             raise ValueError("asset 'box' needs class and size (length, width, height)")
-        length, width, height = map(float, size)
+        length, width, height = numbers(size, 3, "size")
         return box_asset(class_name, (length, width, height))
 
     def _free_name(self, name: str | None, asset: str) -> str:

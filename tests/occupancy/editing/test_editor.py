@@ -114,6 +114,22 @@ def test_a_moved_object_of_another_class_is_another_instance(street, boxes, firs
     assert editor.boxes.attributes[1] == "pedestrian.standing"
 
 
+def test_arguments_that_say_nothing_are_named(street, boxes):
+    editor, nan = Editor(street, boxes), float("nan")
+    block = {"class_name": "car", "at": (-5.0, 1.8)}
+    for edit, said in (
+        (lambda: editor.move("#0"), "say where to"),
+        (lambda: editor.move("#0", by=(1, 0), z=nan), "z is 1 finite"),
+        (lambda: editor.rotate("#0", nan), "turn_deg is 1 finite"),
+        (lambda: editor.insert("car", (-5.0, 1.8), yaw_deg="north"), "yaw_deg is 1 number"),
+        (lambda: editor.insert("box", size=(1, 2), **block), "size is 3 finite"),
+        (lambda: editor.insert("box", size="abc", **block), "size is 3 numbers"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            edit()
+    assert not editor.edits
+
+
 def test_what_is_no_object_has_no_box(street, boxes):
     editor = Editor(street, boxes)
     editor.repaint("manmade", "#0")
