@@ -1,5 +1,6 @@
 """OccDepth as the programs see it."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,10 @@ class OccDepthEntry(ModelEntry):
 
     def test_data(self, config: OccDepthConfig, settings: PredictConfig) -> StereoFrames:
         """All frames as they are; depth for a virtual second view alone."""
+        if settings.published_files and config.grid != TREES[config.dataset].spec:
+            raise ValueError(
+                f"--published_files are of {config.dataset}'s own voxels; the model's are {config.grid}: leave it out"
+            )
         source = _source(config, settings, "sensor" if config.virtual_view else None, labels=False)
         return StereoFrames(source, unreadable=BadSample)
 
@@ -128,23 +133,34 @@ class OccDepthEntry(ModelEntry):
         return lambda batch: model.predict(batch.images, StereoCameras.of_batch(batch), batch.depth)
 
     def after_prediction(self, config: OccDepthConfig, settings: PredictConfig, frames: Sequence[Frame]) -> None:
-        """With `published_files`: predictions, truth and cameras as the published generate_output.py keeps them."""
+        """With `published_files`: predictions, truth and cameras as the published generate_output.py keeps them.
+
+        A frame whose labels are damaged gets no file; which ones is said at the end.
+        """
         if not settings.published_files:
             return
         from tqdm import tqdm
 
         labels = settings.reader(optional=True)
         assert isinstance(labels, TreeLabels)
-        if labels.grid != TREES[labels.kind].spec:
-            raise ValueError(f"--published_files are of {labels.kind}'s own voxels; the model's are {labels.grid}")
+        unwritten: list[str] = []
         for frame in tqdm(frames, desc="published files", unit="frame"):
-            pose = labels.grid2ego(frame)
-            pred = read_npz(settings.output_dir / f"{frame.token}.npz", ["pred"])["pred"]
-            found = labels(frame)
-            truth = None if found is None else OccupancyGrid(found.semantics, *labels.preset, pose)
-            rig = CameraRig(dict(list(frame.cameras.items())[: 1 if config.virtual_view else config.num_views]))
-            grid = OccupancyGrid(pred, *labels.preset, pose)
-            write_completion_file(_published_path(settings, labels.kind, frame), grid, rig, truth)
+            try:
+                _write_published(config, settings, labels, frame)
+            except ValueError as error:
+                unwritten.append(str(error))
+        for reason in unwritten:
+            print(f"no published file: {reason}", file=sys.stderr)
+
+
+def _write_published(config: OccDepthConfig, settings: PredictConfig, labels: TreeLabels, frame: Frame) -> None:
+    pose = labels.grid2ego(frame)
+    pred = read_npz(settings.output_dir / f"{frame.token}.npz", ["pred"])["pred"]
+    found = labels(frame)
+    truth = None if found is None else OccupancyGrid(found.semantics, *labels.preset, pose)
+    rig = CameraRig(dict(list(frame.cameras.items())[: 1 if config.virtual_view else config.num_views]))
+    grid = OccupancyGrid(pred, *labels.preset, pose)
+    write_completion_file(_published_path(settings, labels.kind, frame), grid, rig, truth)
 
 
 def _look_into(data: StereoFrames) -> None:

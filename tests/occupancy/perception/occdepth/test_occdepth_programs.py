@@ -15,6 +15,7 @@ from PIL import Image
 from syntheocc.commands import main
 from syntheocc.engine.trackers import read_log
 from syntheocc.occupancy.data import tartanair
+from syntheocc.occupancy.data.completion_files import read_completion_file
 from syntheocc.occupancy.data.kitti_submission import read_prediction, submission_frames
 from syntheocc.occupancy.data.nyuv2 import FILE_SHAPE, NyuVoxels, write_nyuv2
 from syntheocc.occupancy.data.nyuv2 import write_depth as write_kinect
@@ -24,10 +25,11 @@ from syntheocc.occupancy.perception import OccDepth, evaluate, predict, train
 from syntheocc.occupancy.perception.occdepth.augmentation import StereoAugmentation
 from syntheocc.occupancy.perception.occdepth.batch import collate
 from syntheocc.occupancy.perception.occdepth.dataset import StereoFrames
+from syntheocc.occupancy.perception.occdepth.entry import ENTRY
 from syntheocc.occupancy.perception.occdepth.indoor_sources import stereo_source
 from syntheocc.occupancy.perception.occdepth.presets import PRESETS, OccDepthPreset, preset
 from syntheocc.occupancy.perception.occdepth.step import OccDepthStep
-from syntheocc.occupancy.perception.settings import EvaluateConfig
+from syntheocc.occupancy.perception.settings import EvaluateConfig, PredictConfig
 from syntheocc.occupancy.perception.shared_norms import share_batch_norms
 from syntheocc.occupancy.perception.view_transform import DepthBins
 
@@ -206,6 +208,28 @@ def test_a_submission_is_packed_from_predictions_of_the_test_split(tree, trained
     assert not (tmp_path / "again.zip").exists()
 
 
+def test_published_files_are_written_where_labels_can_be_read(tree, tmp_path, capsys):
+    """As generate_output.py names them: with truth, without it, and none where the labels are damaged."""
+    root = shutil.copytree(tree, tmp_path / "kitti")
+    (root / "sequences/00/voxels/000005.label").write_bytes(b"cut")
+    settings = PredictConfig(weights=tmp_path, dataroot=root, output_dir=tmp_path / "pred", published_files=True)
+    config = preset("kitti_mono", num_views=2).model
+    settings.use(config)
+    frames = completion_frames(root, ("00", "11"))
+    pred = np.random.default_rng(0).integers(0, 20, config.grid.shape, np.uint8)
+    settings.output_dir.mkdir()
+    for frame in frames:
+        np.savez(settings.output_dir / f"{frame.token}.npz", pred=pred)
+    ENTRY.after_prediction(config, settings, frames)
+    said = capsys.readouterr().err
+    assert said.count("no published file") == 1 and "voxels/000005.label: 3 bytes" in said
+    folder = tmp_path / "pred/output/kitti"
+    assert sorted(path.parent.name + path.name for path in folder.rglob("*.npz")) == ["00000000.npz", "11000000.npz"]
+    with_truth, without = (read_completion_file(folder / name / "000000.npz") for name in ("00", "11"))
+    assert np.array_equal(with_truth.prediction.labels.numpy(), pred)
+    assert with_truth.truth is not None and without.truth is None and len(without.cameras) == 2
+
+
 def test_the_affinity_loss_may_count_less_with_every_step(tree):
     config = preset("tiny").model
     source = stereo_source(config, completion_frames(tree, ["00"]), depth="stereo")
@@ -249,7 +273,11 @@ def test_what_does_not_go_together_is_refused(tree, trained, tmp_path, capsys):
     assert train.main(train_flags(tree, tmp_path, split="test", sequences="12")) == 1
     assert "'12'" in capsys.readouterr().err
     arguments = flags(dataroot=tree, weights=trained, output_dir=tmp_path / "pred", device="cpu")
-    for more, message in ((["--online"], "leave --online out"), (["--threshold=0.5"], "leave --threshold out")):
+    for more, message in (
+        (["--online"], "leave --online out"),
+        (["--threshold=0.5"], "leave --threshold out"),
+        (["--published_files"], "are of semantic_kitti's own voxels"),
+    ):
         assert predict.main([*arguments, *more]) == 1
         assert message in capsys.readouterr().err
     assert evaluate.main([*arguments, "--metrics=miou"]) == 1
