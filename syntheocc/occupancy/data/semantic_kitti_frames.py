@@ -33,6 +33,9 @@ SEQUENCES = {
 # KITTI recorded with three calibrations: focal length and principal row -> height and width of the rectified pictures.
 _SIZES = {(718.856, 185.2157): (376, 1241), (721.5377, 172.854): (375, 1242), (707.0912, 183.1104): (370, 1226)}
 
+# Frames of a sequence that are asked which release they are of, until one tells.
+_ASKED = 5
+
 
 def sequences_folder(root: str | os.PathLike) -> Path:
     """The folder `sequences/` of a tree; ValueError where there is none."""
@@ -66,7 +69,11 @@ def completion_frames(
     folders = chosen_sequences(root, sequences)
     frames = [frame for folder in folders for frame in _sequence_frames(folder, cameras)]
     if not frames:
-        raise ValueError(f"{root}: sequences {', '.join(f.name for f in folders)} have neither voxels nor pictures")
+        empty = [str(folder / "voxels") for folder in folders if (folder / "voxels").is_dir()]
+        raise ValueError(
+            f"{root}: sequences {', '.join(f.name for f in folders)} have neither voxels nor pictures"
+            + (f"; nothing is in {', '.join(empty)}: remove it, and every picture is a frame" if empty else "")
+        )
     return frames
 
 
@@ -100,20 +107,33 @@ def sequence_release(folder: Path) -> str:
 
     Returns:
         One of `RELEASES`; the current one where there are no targets that it would matter to.
+
+    Raises:
+        ValueError: neither the first frame nor the next ones tell; says why the first does not.
     """
-    first = min((folder / "voxels").glob("*.label"), default=None) or min(
-        (folder / "voxels").glob("*.invalid"), default=None
-    )
-    if first is None:
+    files = sorted((folder / "voxels").glob("*.label")) or sorted((folder / "voxels").glob("*.invalid"))
+    if not files:
         return RELEASES[0]
-    release = detected_release(first)
+    release = _first_told(files)
     if release != RELEASES[0]:
         warnings.warn(
-            f"{first.parent}: voxels released before 2020-08-24, one element late; they are put right as they are "
-            "read. Newer files: SemanticKITTI's site, SSC v1.1",
+            f"{folder / 'voxels'}: voxels released before 2020-08-24, one element late; they are put right as they "
+            "are read. Newer files: SemanticKITTI's site, SSC v1.1",
             stacklevel=2,
         )
     return release
+
+
+def _first_told(files: Sequence[Path]) -> str:
+    """The release of the first frame that tells: a damaged file is no reason to give up its sequence."""
+    reason: ValueError | None = None
+    for path in files[:_ASKED]:
+        try:
+            return detected_release(path)
+        except ValueError as error:
+            reason = reason or error
+    assert reason is not None
+    raise reason
 
 
 def frame_names(folder: Path, camera: str, every_frame: bool = False) -> list[str]:

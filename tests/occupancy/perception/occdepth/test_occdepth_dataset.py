@@ -195,6 +195,17 @@ def test_the_old_release_is_put_right_with_a_warning(copy):
     assert not torch.equal(labels(release="current"), want)
 
 
+def test_a_damaged_first_frame_does_not_hide_the_release(copy):
+    want = samples(copy)[1].semantics
+    make_old(copy / "sequences/00")
+    (copy / "sequences/00/voxels/000000.bin").write_bytes(b"cut")
+    with pytest.warns(UserWarning, match="one element late"):
+        assert torch.equal(samples(copy)[1].semantics, want)
+    (copy / "sequences/00/voxels/000005.bin").write_bytes(b"cut too")
+    with pytest.raises(ValueError, match=r"voxels/000000.bin: 3 bytes, want 262144"):
+        samples(copy)
+
+
 def broken(root, number=0, **settings):
     """The reason why a sample cannot be read, in a dataset that goes on."""
     found = samples(root, unreadable=BadSample, **settings)[number]
@@ -295,6 +306,10 @@ def test_frames_of_splits_sequences_and_plain_odometry(tree, copy, tmp_path):
     assert len(frames) == 2 and samples(copy, frames=frames, labels=False)[1].images.shape[1] == 2
     with pytest.raises(ValueError, match="sample 00_000000 is there twice"):
         samples(copy, frames=frames + frames[:1], labels=False)
+    (copy / "dataset/sequences/00/voxels").mkdir()
+    with pytest.raises(ValueError, match="nothing is in .*00/voxels: remove it"):
+        completion_frames(copy, "train")
+    (copy / "dataset/sequences/00/voxels").rmdir()
     shutil.rmtree(copy / "dataset/sequences/00/image_2")
     with pytest.raises(ValueError, match="have neither voxels nor pictures"):
         completion_frames(copy, "train")
