@@ -309,3 +309,17 @@ def test_a_scene_is_learnt_by_heart():
     score.update(prediction.semantics, batch.semantics)
     found = score.compute()
     assert found["iou"] > 0.95 and found["miou"] > 0.95
+
+
+def test_the_published_class_weights():
+    """specs/occdepth.md 1.1 and 1.7."""
+    kitti = preset("kitti_b7").model
+    golden = (
+        0.044617, 0.060334, 0.085200, 0.085578, 0.074740, 0.073424, 0.080129, 0.079645, 0.081769, 0.055749,
+        0.065273, 0.056755, 0.068328, 0.056004, 0.060348, 0.052964, 0.068781, 0.057387, 0.071649, 0.078620,
+    )  # fmt: skip
+    assert kitti.class_weights == pytest.approx(golden, abs=1e-6)
+    assert kitti.occupancy_weights == pytest.approx((0.044617, 0.050468), abs=1e-6)
+    for name, classes in (("nyu_b7", 12), ("tartanair", 14)):
+        assert preset(name).model.class_weights == (0.05, *[1.0] * (classes - 1))
+    assert preset("tartanair").model.occupancy_weights == (0.05, 2.0)
