@@ -194,7 +194,8 @@ def _read(
     try:
         found = read_unlabelled(file.path, file.lidar2ego)
     except ValueError as error:
-        problems[str(file.path)] = f"{error}; built without this sweep"
+        said = str(error).removeprefix(f"{file.path}: ")
+        problems[str(file.path)] = f"{said}; built without this sweep"
         return None
     if frame is not None:
         problems[str(file.path)] = f"{reason}; its returns take their neighbours' classes"

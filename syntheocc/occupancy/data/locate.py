@@ -55,8 +55,8 @@ class ImageLocator:
             channel: the sensor's name, e.g. "CAM_FRONT".
 
         Returns:
-            The path that exists and an empty list; or, where none exists, the likeliest place (the last rule's) and
-            every place that was looked at.
+            The path that exists and an empty list; or, where none exists, the likeliest place (rule 3's, else the last
+            rule's) and every place that was looked at.
         """
         path = PurePosixPath(given.replace("\\", "/"))
         for i, rule in enumerate(self._rules):
@@ -66,7 +66,8 @@ class ImageLocator:
                     self._rules.insert(0, self._rules.pop(i))
                 return found, []
         searched = self.candidates(given, channel)
-        return self._by_channel(path, channel) or searched[0], searched
+        # A file that no place has is told by where its name says that it lies: below sweeps/, or samples/.
+        return self._from_samples(path, channel) or self._by_channel(path, channel) or searched[0], searched
 
     def _as_given(self, path: PurePosixPath, channel: str) -> Path:
         return Path(path)

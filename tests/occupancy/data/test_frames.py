@@ -127,6 +127,10 @@ def test_the_search_rule_says_where_it_looked(data_root, tmp_path, monkeypatch):
     found, searched = locate("data/samples/CAM_BACK/no.jpg", "CAM_BACK")
     assert found == data_root / "samples/CAM_BACK/no.jpg"
     assert searched == [Path("data/samples/CAM_BACK/no.jpg"), data_root / "data/samples/CAM_BACK/no.jpg", found]
+    sweep, _ = locate("sweeps/LIDAR_TOP/no.pcd.bin", "LIDAR_TOP")
+    assert sweep == data_root / "sweeps/LIDAR_TOP/no.pcd.bin", (
+        "messages named a file below samples/, which none asked for"
+    )
     # After one success by another rule, a later file in the working directory is still found.
     locate("car__CAM_BACK__1.jpg", "CAM_BACK")
     (tmp_path / "here.jpg").touch()
