@@ -297,11 +297,18 @@ class OccDepth(nn.Module):
             changes: fields of the preset's config to replace.
 
         Raises:
-            ValueError: no such file, or its tensors are not those of the preset.
+            ValueError: no such file, its tensors are not those of the preset, or a preset that computes otherwise
+                than the weights were trained; to do that on purpose, name its fields in `changes`.
         """
         from syntheocc.occupancy.perception.occdepth.convert import read_released
-        from syntheocc.occupancy.perception.occdepth.presets import preset
+        from syntheocc.occupancy.perception.occdepth.presets import PRESETS, preset
 
+        if f"{name}_legacy" in PRESETS:
+            # Some have the same tensors: they would load and quietly predict something else.
+            raise ValueError(
+                f"{path}: released weights were trained as {name}_legacy computes, {name} is corrected; give the "
+                f"preset {name}_legacy"
+            )
         config = preset(name, **changes).model
         model = cls(config)
         load_weights(model, read_released(path, config), str(path))

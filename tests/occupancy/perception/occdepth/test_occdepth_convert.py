@@ -142,6 +142,13 @@ def test_what_does_not_fit_is_named(released, tmp_path):
         OccDepth.from_original(tmp_path / "none.ckpt", "tiny")
 
 
+@pytest.mark.parametrize("name", ["nyu_b4", "nyu_b7", "kitti_b7_flosp", "kitti_b3"])
+def test_released_weights_are_not_loaded_into_a_corrected_network(name):
+    """The first three have the very tensors of a release, and would predict something else with them."""
+    with pytest.raises(ValueError, match=f"occdepth.ckpt: .* give the preset {name}_legacy"):
+        OccDepth.from_original("occdepth.ckpt", name)
+
+
 def test_blocks_are_counted_by_the_encoder():
     name = "net_rgb.encoder.original_model.blocks.2.0.conv_dw.weight"
     # Stages 0 and 1 hold 2 + 3 blocks of a B3 and 4 + 7 of a B7.
