@@ -8,6 +8,7 @@ made again, and one that this command did not make is not overwritten.
 """
 
 import gc
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,6 +90,7 @@ def run(config: InfosConfig) -> int:
     waiting = [job for job in jobs if not _is_done(job, manifest)]
     failed: dict[str, str] = {}
     if waiting:
+        _can_write(config.folder)
         # Python would walk through the millions of records again and again in search of cycles; there are none.
         collects = gc.isenabled()
         gc.disable()
@@ -109,6 +111,16 @@ def run(config: InfosConfig) -> int:
     if len(failed) > 20:
         print(f"  ... and {len(failed) - 20} more, all named in {manifest_path}")
     return 1 if failed else 0
+
+
+def _can_write(folder: Path) -> None:
+    """Raise ValueError where no file can be made, before minutes go into reading."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{folder}: nothing can be written there ({error.strerror}); give another --out") from error
 
 
 def _divided(config: InfosConfig, tables: "NuScenesTables") -> dict[str, list[str]]:

@@ -101,6 +101,15 @@ def test_a_damaged_table_stops_the_job_before_anything_is_written(tmp_path, caps
     assert not files(tmp_path)
 
 
+def test_a_folder_that_cannot_be_written_stops_the_job_before_anything_is_read(tmp_path, capsys):
+    write_drive(tmp_path)
+    (tmp_path / "taken").touch()
+    config = InfosConfig(dataroot_path=tmp_path, out=tmp_path / "taken" / "infos")
+    with pytest.raises(ValueError, match="taken.*nothing can be written.*--out"):
+        run(config)
+    assert "reading samples" not in capsys.readouterr().err
+
+
 def test_missing_files_are_only_looked_for_when_asked(tmp_path, capsys):
     write_drive(tmp_path)
     assert main(["infos", "--dataroot-path", str(tmp_path), "--check-files", "--styles", "sweep"]) == 1
