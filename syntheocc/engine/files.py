@@ -13,10 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
-import numpy as np
+# Commands import this module before they know what to do: numpy is imported where arrays are.
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = [
     "atomic_path",
@@ -80,14 +82,18 @@ def atomic_write_json(path: str | os.PathLike, value: Any, indent: int | None = 
     atomic_write_text(path, text + "\n")
 
 
-def atomic_write_npy(path: str | os.PathLike, array: np.ndarray) -> None:
+def atomic_write_npy(path: str | os.PathLike, array: "np.ndarray") -> None:
     """Write one array as `.npy`, never as a pickle."""
+    import numpy as np
+
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.save(file, array, allow_pickle=False)
 
 
-def atomic_write_npz(path: str | os.PathLike, **arrays: np.ndarray) -> None:
+def atomic_write_npz(path: str | os.PathLike, **arrays: "np.ndarray") -> None:
     """Write named arrays as a compressed `.npz`, never as pickles."""
+    import numpy as np
+
     for name, array in arrays.items():
         if np.asarray(array).dtype.hasobject:
             raise ValueError(
@@ -97,7 +103,7 @@ def atomic_write_npz(path: str | os.PathLike, **arrays: np.ndarray) -> None:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
-def atomic_write_image(path: str | os.PathLike, pixels: np.ndarray, **save_options: Any) -> None:
+def atomic_write_image(path: str | os.PathLike, pixels: "np.ndarray", **save_options: Any) -> None:
     """Write a picture; the suffix picks the format.
 
     Args:
@@ -105,6 +111,7 @@ def atomic_write_image(path: str | os.PathLike, pixels: np.ndarray, **save_optio
         pixels: uint8 `[H, W]` or `[H, W, 3]`.
         save_options: passed to `PIL.Image.Image.save`, e.g. `quality=95`.
     """
+    import numpy as np
     from PIL import Image
 
     pixels = np.asarray(pixels)
@@ -126,8 +133,10 @@ def read_json(path: str | os.PathLike) -> Any:
         ) from error
 
 
-def read_npy(path: str | os.PathLike) -> np.ndarray:
+def read_npy(path: str | os.PathLike) -> "np.ndarray":
     """Read one array from a `.npy` file without ever unpickling."""
+    import numpy as np
+
     array = _load(path)
     if not isinstance(array, np.ndarray):
         array.close()
@@ -135,8 +144,10 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
     return array
 
 
-def read_npz(path: str | os.PathLike, required: Sequence[str]) -> dict[str, np.ndarray]:
+def read_npz(path: str | os.PathLike, required: Sequence[str]) -> "dict[str, np.ndarray]":
     """Read all arrays of an `.npz` archive without ever unpickling; `required` names must be among them."""
+    import numpy as np
+
     archive = _load(path)
     if isinstance(archive, np.ndarray):
         raise ValueError(f"{path}: a single .npy array where an .npz archive is expected; check the file's kind")
@@ -157,6 +168,8 @@ def not_opened(path: str | os.PathLike, error: OSError) -> ValueError:
 
 def _load(path: str | os.PathLike) -> Any:
     """`np.load` without pickles, its many exceptions turned into one that names the file."""
+    import numpy as np
+
     try:
         return np.load(path, allow_pickle=False)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
