@@ -9,8 +9,9 @@ for each training and a report of all. Either is bounded by `--seconds`.
 """
 
 import argparse
-import os
 from pathlib import Path
+
+from run_arguments import add_run_arguments, with_workers
 
 
 def size(text: str) -> tuple[int, int]:
@@ -44,12 +45,7 @@ def parser() -> argparse.ArgumentParser:
     both.add_argument("--mpi_guidance_scale", type=float, default=1.0, help="weight of the MPI")
     both.add_argument("--batch", type=int, default=16, help="frames drawn at a time")
     both.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the networks")
-    both.add_argument("--workers", type=int, help="processes a rank that make scenes (default: cores / ranks)")
-    both.add_argument("--threads", type=int, default=2, help="CPU threads of a rank")
-    both.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
-    both.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    both.add_argument("--commit", help="commit to record where the checkout has no git")
-    both.add_argument("--smoke", action="store_true", help="tiny sizes, random weights: does the program run?")
+    add_run_arguments(both, resamples=2000)
     main = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = main.add_subparsers(dest="mode", required=True)
     one = modes.add_parser("evaluate", parents=[both], help="a trained pipeline")
@@ -70,10 +66,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> dict | None:
-    args = parser().parse_args(argv)
-    if args.workers is None:
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        args.workers = max(1, (os.cpu_count() or 1) // world - 1)
+    args = with_workers(parser().parse_args(argv))
     if args.split == "train" and args.seed == args.training_seed:
         raise SystemExit("the training split is held out under another --seed than --training_seed only")
     if args.scenes is None:

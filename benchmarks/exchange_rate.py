@@ -10,10 +10,10 @@ every arm and seed; one that is finished there is not trained again. All of it i
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from controllability import size
+from run_arguments import add_run_arguments, with_workers
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,20 +40,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--draw_batch", type=int, default=16, help="frames drawn at a time")
     p.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the generator")
     p.add_argument("--seed", type=int, default=0, help="of the training world, the weights and the order")
-    p.add_argument("--resamples", type=int, default=1000, help="of the bootstrap")
-    p.add_argument("--workers", type=int, help="processes a rank that make scenes (default: cores / ranks - 1)")
-    p.add_argument("--threads", type=int, default=2, help="CPU threads of a rank")
-    p.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    p.add_argument("--commit", help="commit to record where the checkout has no git")
-    p.add_argument("--smoke", action="store_true", help="tiny sizes, random weights: does the program run?")
+    add_run_arguments(p)
     return p
 
 
 def main(argv: list[str] | None = None) -> dict | None:
-    args = parser().parse_args(argv)
-    if args.workers is None:
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        args.workers = max(1, (os.cpu_count() or 1) // world - 1)
+    args = with_workers(parser().parse_args(argv))
     from exchange_run import ARMS, run
 
     args.arms = args.arms.split(",") if args.arms else [*ARMS]

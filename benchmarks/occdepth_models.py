@@ -12,7 +12,6 @@ predictions as npz. All of it is bounded by `--seconds`.
 
 import argparse
 import copy
-import os
 import time
 from dataclasses import replace
 from itertools import count as numbers_from
@@ -27,6 +26,7 @@ from perception_models import Arm, Contender, Schedule, Training
 from perception_run import save_arrays
 from perception_scores import commonest
 from processes import Clock, agreed, device_of, group, kept_going
+from run_arguments import add_run_arguments, with_workers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -71,19 +71,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--learning_rate", type=float, default=2e-3)
     p.add_argument("--train_steps", type=int, help="steps of every arm; default: as many as the time allows")
     p.add_argument("--seed", type=int, default=0, help="of the training world, the weights and the order")
-    p.add_argument("--resamples", type=int, default=1000, help="of the bootstrap")
-    p.add_argument("--workers", type=int, help="processes a rank that make scenes (default: cores / ranks - 1)")
-    p.add_argument("--threads", type=int, default=2, help="CPU threads of a rank")
-    p.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    p.add_argument("--commit", help="commit to record where the checkout has no git")
-    p.add_argument("--smoke", action="store_true", help="tiny sizes: does the program run?")
+    add_run_arguments(p)
     return p
 
 
 def main(argv: list[str] | None = None) -> dict | None:
-    args = parser().parse_args(argv)
-    if args.workers is None:
-        args.workers = max(1, (os.cpu_count() or 1) // int(os.environ.get("WORLD_SIZE", "1")) - 1)
+    args = with_workers(parser().parse_args(argv))
     if unknown := set(args.arms.split(",")) - set(ARMS):
         raise SystemExit(f"unknown arms {sorted(unknown)}; known: {', '.join(ARMS)}")
     if args.smoke:

@@ -10,10 +10,10 @@ All of it is bounded by `--seconds`.
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from controllability import size
+from run_arguments import add_run_arguments, with_workers
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,21 +38,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=int, default=16, help="frames drawn at a time")
     p.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the generator")
     p.add_argument("--sheets", type=int, default=4, help="frames drawn for each direction of disagreement")
-    p.add_argument("--workers", type=int, help="processes a rank that make scenes (default: cores / ranks - 1)")
-    p.add_argument("--threads", type=int, default=2, help="CPU threads of a rank")
-    p.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
-    p.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    p.add_argument("--commit", help="commit to record where the checkout has no git")
-    p.add_argument("--smoke", action="store_true", help="tiny sizes, random weights: does the program run?")
+    add_run_arguments(p, resamples=2000)
     return p
 
 
 def main(argv: list[str] | None = None) -> dict | None:
-    args = parser().parse_args(argv)
+    args = with_workers(parser().parse_args(argv))
     args.cache, args.judge_batch, args.judge_seconds = None, 4, 5
-    if args.workers is None:
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        args.workers = max(1, (os.cpu_count() or 1) // world - 1)
     if args.split == "train" and args.seed == args.training_seed:
         raise SystemExit("the training split is held out under another --seed than --training_seed only")
     if args.smoke:

@@ -12,8 +12,9 @@ is not trained again. All of it is bounded by `--seconds`.
 """
 
 import argparse
-import os
 from pathlib import Path
+
+from run_arguments import add_run_arguments, with_workers
 
 # The comparisons: frames a sample, and what is learnt from 2D labels.
 FRAMES = "8f,4f,1f,4f_accumulated"
@@ -41,20 +42,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--trial_steps", type=int, default=100, help="of each of them")
     p.add_argument("--train_steps", type=int, help="steps of every arm; default: as many as the time allows")
     p.add_argument("--seed", type=int, default=0, help="of the training world, the weights and the order")
-    p.add_argument("--resamples", type=int, default=1000, help="of the bootstrap")
-    p.add_argument("--workers", type=int, help="processes a rank that make drives (default: cores / ranks - 1)")
-    p.add_argument("--threads", type=int, default=2, help="CPU threads of a rank")
-    p.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    p.add_argument("--commit", help="commit to record where the checkout has no git")
-    p.add_argument("--smoke", action="store_true", help="tiny sizes: does the program run?")
+    add_run_arguments(p)
     return p
 
 
 def main(argv: list[str] | None = None) -> dict | None:
-    args = parser().parse_args(argv)
-    if args.workers is None:
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        args.workers = max(1, (os.cpu_count() or 1) // world - 1)
+    args = with_workers(parser().parse_args(argv))
     if args.arms is None:
         args.arms = LABELS_2D if args.model.startswith("labels2d") else FRAMES
     from perception_run import DEVELOPMENT, LEVELS, run

@@ -84,8 +84,6 @@ def test_scoring(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_loop(tmp_path, monkeypatch):
-    if not (ROOT / "ckp" / "sparseocc-nano" / "config.json").is_file():
-        pytest.skip("ckp/sparseocc-nano is not there")
     text, (comparison, solid, sheet) = outputs(executed("loop", tmp_path, monkeypatch))
     assert comparison.std() > 20 and solid.std() > 20 and sheet.shape[1] == 6 * 400 + 5 * 4
     assert "prediction / label" in text and "read again / asked for" in text and "views / condition" in text
