@@ -36,6 +36,7 @@ COLUMNS = {
     "dynamic": "mIoU camera, dynamic",
     "static": "mIoU camera, static",
     "IoU": "IoU camera",
+    "free as free": "free camera",
     "mIoU, no mask": "mIoU all",
     "RayIoU": "RayIoU",
     "RayIoU@1": "RayIoU@1",

@@ -100,6 +100,12 @@ def geometry_iou(counts: Tensor, taxonomy: Taxonomy) -> Tensor:
     return both / (truth + guess - both)
 
 
+def free_recall(counts: Tensor, taxonomy: Taxonomy) -> Tensor:
+    """The share of free voxels that are called free, float64 [...], of counts [..., C, C + 1]."""
+    free = counts[..., taxonomy.free, :].double()
+    return free[..., taxonomy.free] / free.sum(-1)
+
+
 def ray_iou(counts: Tensor, taxonomy: Taxonomy) -> Tensor:
     """IoU by threshold and class, float64 [..., K, C], of counts [..., C + 1, C + 1, K + 1]; NaN where undefined."""
     counts, classes = counts.double(), taxonomy.num_classes
@@ -141,6 +147,7 @@ def figures(counts: dict[str, Tensor], draws: Resamples, taxonomy: Taxonomy) -> 
             found[f"mIoU {name}, dynamic"] = iou[..., moving].nanmean(-1)
             found[f"mIoU {name}, static"] = iou[..., still].nanmean(-1)
             found[f"IoU {name}"] = geometry_iou(sums[name], taxonomy)
+            found[f"free {name}"] = free_recall(sums[name], taxonomy)
     for name, title in (("rays", "RayIoU"), ("rays_accumulated", "RayIoU accumulated")):
         if name in sums:
             iou = ray_iou(sums[name], taxonomy)
