@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from syntheocc.commands.outputs import OutputFolder
 from syntheocc.engine.files import atomic_path, atomic_write_json, atomic_write_text, read_json
+from syntheocc.occupancy.data.generated import NOTES, manifest_path
 
 if TYPE_CHECKING:
     from syntheocc.commands.batch import Tally
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from syntheocc.occupancy.data.occ3d import Occ3DLabels
     from syntheocc.occupancy.editing import Recipe
 
-NOTES = "generated"
 # Tables beside nuScenes' thirteen, of files that belong to a lidar sweep.
 _LIDAR_TABLES = ("lidarseg", "panoptic")
 
@@ -293,7 +293,7 @@ def _write_manifest(
 ) -> Path:
     """One JSON line a sample, in the job's order, and beside it what failed."""
     lines = [json.dumps(read_json(outputs.record_path(frame)), allow_nan=False) for frame in frames]
-    path = outputs.root / NOTES / "manifest.jsonl"
+    path = manifest_path(outputs.root)
     atomic_write_json(outputs.root / NOTES / "failed.json", dict(tally.failed))
     atomic_write_text(path, "\n".join(lines) + "\n")
     return path

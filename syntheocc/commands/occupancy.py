@@ -13,8 +13,8 @@
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, get_args, get_type_hints
 
 _PROGRAM = "syntheocc occupancy"
 _USAGE = """usage: syntheocc occupancy {build,train,predict,eval,submit,check-submission,export} ...
@@ -69,6 +69,7 @@ def parse(argv: Sequence[str]) -> tuple[Callable[[Any], int], Any]:
         model, kind = _model(rest)
         # The published OccDepth programs are told their settings as hydra is, name=value.
         flags = [f"--{text.lstrip('+')}" if re.match(r"\+?[a-z]\w*=", text) else text for text in rest[1:]]
+        flags = repeats_joined(kind, flags)
         return _train, tyro.cli(with_help(kind, model=model), prog=f"{_PROGRAM} train {model}", args=flags)
     jobs: dict[str, tuple[Callable[[Any], int], type]] = {
         "build": (build.run, build.BuildConfig),
@@ -81,7 +82,37 @@ def parse(argv: Sequence[str]) -> tuple[Callable[[Any], int], Any]:
     if name not in jobs:
         raise ValueError(f"there is no {name!r}; there are train, {', '.join(jobs)}")
     job, kind = jobs[name]
-    return job, tyro.cli(with_help(kind), prog=f"{_PROGRAM} {name}", args=rest)
+    return job, tyro.cli(with_help(kind), prog=f"{_PROGRAM} {name}", args=repeats_joined(kind, rest))
+
+
+def repeats_joined(kind: type, argv: Sequence[str]) -> list[str]:
+    """Arguments in which a flag of a list, given several times, has all its values at once: tyro keeps the last only.
+
+    Args:
+        kind: the settings' dataclass.
+        argv: arguments.
+
+    Example:
+        >>> repeats_joined(TrainConfig, ["--extra-dataroot", "a", "--seed", "1", "--extra-dataroot=b"])
+        ['--extra-dataroot', 'a', 'b', '--seed', '1']
+    """
+    hints = get_type_hints(kind)
+    lists = {f.name for f in fields(kind) if get_args(hints[f.name])[1:] == (Ellipsis,)}
+    parts: list[list[str]] = [[]]  # each begins with its flag
+    for text in argv:
+        if text.startswith("--"):
+            parts.append([])
+        parts[-1].append(text)
+    joined: dict[str, list[str]] = {}
+    for number, part in enumerate(parts):
+        flag, _, value = part[0].partition("=") if part else ("", "", "")
+        name = flag.removeprefix("--").replace("-", "_")
+        if name not in lists:
+            joined[f"{number}"] = part
+            continue
+        values = [value, *part[1:]] if "=" in part[0] else part[1:]
+        joined.setdefault(name, [flag]).extend(values)
+    return [text for part in joined.values() for text in part]
 
 
 def _model(rest: Sequence[str]) -> tuple[str, type]:

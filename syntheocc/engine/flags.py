@@ -103,7 +103,7 @@ def parse_flags(
 
     Args:
         config_class: a dataclass with fields of type str, int, float, bool, Path, Literal, an optional one of these,
-            or tuple[one of these, ...] (written with commas).
+            or tuple[one of these, ...] (written with commas, or one flag each).
         argv: arguments without the program's name; `sys.argv[1:]` by default.
         environ: environment for defaults; `os.environ` by default.
         description: shown by ``--help``.
@@ -137,6 +137,16 @@ def parse_flags(
         parser.error(str(error))
 
 
+class _Several(argparse.Action):
+    """A list: what is given replaces the default, and a flag that comes again adds to it."""
+
+    given: tuple = ()
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        self.given = (*self.given, *values)
+        setattr(namespace, self.dest, self.given)
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line: with fifty flags, the usage would push the reason off the screen."""
 
@@ -155,6 +165,8 @@ def _add_flag(
         options["default"] = default
     if is_switch:
         options |= {"nargs": "?", "const": True}
+    if typing.get_origin(hint) is tuple:
+        options["action"] = _Several
     options["metavar"] = _placeholder(hint, choices, is_switch)
     text = field.metadata.get("help", "")
     if not required and default not in (None, ()):

@@ -125,6 +125,12 @@ class LoopState:
         state = load_state(checkpoint, "training_state")
         if state.get("format") != _FORMAT:
             raise ValueError(f"{checkpoint}: format {state.get('format')!r} of the training state, known is {_FORMAT}")
+        changed = _differences(state.get("sources") or {}, self.sampler.sources)
+        if changed:
+            raise ValueError(
+                f"{checkpoint}: was trained on samples of other sources ({'; '.join(changed)}); resume with those of "
+                "the first run, or begin a new run from the trained weights"
+            )
         for name, present in (("dataset_length", self.sampler.length), ("seed", self.config.seed)):
             if state[name] != present:
                 raise ValueError(
@@ -184,6 +190,7 @@ class LoopState:
             "sampler": self.sampler.state_dict(),
             "order": self.sampler.fingerprint(),
             "dataset_length": self.sampler.length,
+            "sources": self.sampler.sources,
             "seed": self.config.seed,
             "global_batch_size": self.config.global_batch_size,
         }

@@ -7,7 +7,7 @@ resume on another number of ranks.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ class EpochSampler:
         order: instead of a shuffle, a function epoch -> indices (class-balanced resampling draws with replacement).
             It must depend on nothing but the epoch. Epochs may differ in length.
         names: of the samples, so that a run is not continued on others.
+        sources: name -> what there is to say of a source of samples, where there are several; a run is not continued
+            on others, and the message says which.
 
     Example:
         >>> sampler = EpochSampler(3, order=lambda epoch: [2, 0, 1])
@@ -41,6 +43,7 @@ class EpochSampler:
         seed: int = 0,
         order: Callable[[int], Sequence[int]] | None = None,
         names: Sequence[str] = (),
+        sources: Mapping[str, str] | None = None,
     ):
         if length < 1:
             raise ValueError(f"a dataset of {length} samples has nothing to train on")
@@ -48,6 +51,7 @@ class EpochSampler:
         self.seed = seed
         self._order = order
         self._names = list(names)
+        self.sources = dict(sources or {})
         self.epoch = 0
         self.position = 0
         self._cached: dict[int, list[int]] = {}

@@ -22,6 +22,7 @@ from syntheocc.engine.flags import parse_flags
 from syntheocc.engine.loading import BadSample
 from syntheocc.engine.ranks import Ranks
 from syntheocc.occupancy.data.frames import Frame
+from syntheocc.occupancy.data.generated import manifest_digest
 from syntheocc.occupancy.data.prediction_files import write_scene_predictions
 from syntheocc.occupancy.grids import Preset
 from syntheocc.occupancy.perception.prediction import OccupancyPrediction
@@ -154,10 +155,14 @@ def _claimed(config: PredictConfig) -> str | None:
     settings: dict[str, Any] = {"model": digest.hexdigest(), "half": config.half}
     if config.threshold:
         settings["threshold"] = list(config.threshold)
+    # A generated set has the original's tokens, after which the files are named.
+    generated = None if config.is_tree else manifest_digest(config.dataroot)
+    if generated is not None:
+        settings["generated"] = generated
     if path.is_file() and read_json(path) != settings:
         return (
-            f"{config.output_dir} holds predictions of another model or precision, or of other thresholds; give "
-            "another output_dir"
+            f"{config.output_dir} holds predictions of another model or precision, of other thresholds or of another "
+            "generated data set; give another output_dir"
         )
     if not path.is_file() and next(config.output_dir.glob("*.npz"), None) is not None:
         return f"{config.output_dir} holds .npz files of unknown origin; give another output_dir"

@@ -82,6 +82,17 @@ class ModelEntry(ABC):
         """The samples: a dataset with `frames` and `order(epoch)`, that gives `BadSample` for what cannot be read."""
         return training_samples(settings, config, recipe, training_labels(settings, config), BadSample)
 
+    def check_extra(  # noqa: B027 (labelled grids are checked for every model)
+        self, config: Any, settings: TrainConfig, data: Any
+    ) -> None:
+        """What else an extra data root must have for this model; ValueError for one that has it not.
+
+        Args:
+            config: of the model.
+            settings: of that root.
+            data: its `training_data`.
+        """
+
     def build(self, config: Any, settings: TrainConfig) -> Any:
         """The model with its first weights: `backbone_weights` and `gradient_checkpointing` are honoured."""
         model = self.model_class(config)

@@ -176,6 +176,21 @@ class TrainConfig(SourceConfig, LoopConfig):
     label_mask: Literal["camera", "lidar", "none"] = flag("camera", "learn from voxels that this sensor observed")
     instances: Literal["file", "boxes"] = flag("boxes", "whence object ids come, for panoptic presets")
     gradient_checkpointing: bool = flag(False, "less memory, more time")
+    extra_dataroot: tuple[Path, ...] = flag(
+        (), "more data roots to train on, e.g. generated ones (docs/loop.md); validated is on --dataroot alone"
+    )
+    extra_info_path: tuple[str, ...] = flag(
+        (), "info pickle of each extra root; empty: those of --info_path by their names, or the tables below it"
+    )
+    extra_labels_root: tuple[Path, ...] = flag(
+        (), "folder of each extra root's labels; empty: their usual place below it"
+    )
+    extra_repeat: tuple[float, ...] = flag(
+        (), "how often an epoch has each frame of an extra root, 0.5: every second time; for all or one each; empty: 1"
+    )
+    extra_share: tuple[float, ...] = flag(
+        (), "instead of extra_repeat: which share of the samples comes from each extra root, e.g. 0.5"
+    )
     validation_info_path: tuple[str, ...] = flag((), "info pickles of held-out frames, for --validation_steps")
     validation_sequences: tuple[str, ...] = flag((), "sequences of KITTI held out; empty: those of the split val")
     validation_samples: int | None = flag(None, "validate on so many of them, evenly spread; empty: on all")
@@ -218,6 +233,7 @@ class TrainConfig(SourceConfig, LoopConfig):
                 setattr(self, name, value)
         super().__post_init__()
         self.check_source()
+        self._check_extra()
         self.backbone_weights = None if self.backbone_weights is None else Path(self.backbone_weights)
         if self.validation_steps and not self.validation_info_path and not self.is_tree:
             raise ValueError("validation_steps needs validation_info_path, the info pickles of held-out frames")
@@ -225,6 +241,29 @@ class TrainConfig(SourceConfig, LoopConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be 1 or more")
+
+    def _check_extra(self) -> None:
+        self.extra_dataroot = tuple(Path(root) for root in self.extra_dataroot)
+        self.extra_labels_root = tuple(Path(root) for root in self.extra_labels_root)
+        number = len(self.extra_dataroot)
+        for name in ("extra_info_path", "extra_labels_root", "extra_repeat", "extra_share"):
+            values = getattr(self, name)
+            if values and len(values) != number and not (name == "extra_repeat" and number and len(values) == 1):
+                raise ValueError(
+                    f"{name} has {len(values)} values ({', '.join(map(str, values))}) for {number} extra_dataroot; "
+                    "give one for each"
+                )
+        if self.extra_repeat and self.extra_share:
+            raise ValueError(
+                f"extra_repeat={self.extra_repeat} and extra_share={self.extra_share} both say how much is drawn from "
+                "the extra data roots: give one of them"
+            )
+        if any(not 0.0 < times < float("inf") for times in self.extra_repeat):
+            raise ValueError(f"extra_repeat is above 0, got {self.extra_repeat}")
+        if any(not share > 0.0 for share in self.extra_share) or not sum(self.extra_share) < 1.0:
+            raise ValueError(
+                f"extra_share is above 0, and below 1 in all (the rest comes from dataroot), got {self.extra_share}"
+            )
 
 
 def labels_with(taxonomy: Any) -> Any:

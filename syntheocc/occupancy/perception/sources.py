@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from syntheocc.engine.loading import BadSample
 from syntheocc.occupancy.metrics import panoptic_instances
 from syntheocc.occupancy.perception.dataset import OccupancyFrames, Sampling
 from syntheocc.occupancy.perception.labels import LabelReader
@@ -10,10 +11,12 @@ from syntheocc.occupancy.perception.recipes import TrainingRecipe
 from syntheocc.occupancy.perception.settings import SourceConfig, TrainConfig
 from syntheocc.occupancy.perception.transforms import ImageAugmentation
 
-__all__ = ["ROUNDS", "test_samples", "training_labels", "training_samples"]
+__all__ = ["ROUNDS", "check_readable", "evenly_spread", "test_samples", "training_labels", "training_samples"]
 
 # Different samples of a frame before its draws repeat: more than any recipe has epochs.
 ROUNDS = 100
+# Frames that are tried before a training begins.
+_PROBED = 8
 
 
 def training_labels(settings: TrainConfig, model: Any) -> LabelReader:
@@ -72,6 +75,31 @@ def test_samples(
         model.grid,
         data_root=settings.dataroot,
         unreadable=unreadable,
+    )
+
+
+def evenly_spread(number: int, wanted: int) -> list[int]:
+    """Up to `wanted` of the indices below `number`, evenly spread, from the first."""
+    wanted = min(number, wanted)
+    return [number * i // wanted for i in range(wanted)]
+
+
+def check_readable(data: Any) -> Any:
+    """The first sample of a few that can be read.
+
+    Args:
+        data: a training dataset with `frames`, which gives `BadSample` for what cannot be read.
+
+    Raises:
+        ValueError: none of them can: depth that was never made, labels not unpacked.
+    """
+    tried = evenly_spread(len(data.frames), _PROBED)
+    for index in tried:
+        sample = data[index]
+        if not isinstance(sample, BadSample):
+            return sample
+    raise ValueError(
+        f"none of {len(tried)} frames that were tried can be read; the last one, {sample.token}: {sample.reason}"
     )
 
 

@@ -15,7 +15,9 @@ import torch
 from syntheocc.engine.batch import sample_generator
 from syntheocc.engine.flags import parse_flags
 from syntheocc.engine.loop import LoopResult, run_loop
+from syntheocc.engine.ranks import Ranks
 from syntheocc.engine.samplers import EpochSampler
+from syntheocc.occupancy.perception.mixture import Mixture, training_mixture, warn_of_twins
 from syntheocc.occupancy.perception.registry import model_entry
 from syntheocc.occupancy.perception.settings import TrainConfig
 from syntheocc.occupancy.perception.validation import Validation
@@ -32,14 +34,19 @@ def train(config: TrainConfig) -> LoopResult:
         how the run ended.
 
     Raises:
-        ValueError: infos, labels or backbone weights that are missing or do not fit; see also `run_loop`.
+        ValueError: infos, labels or backbone weights that are missing or do not fit, an extra data root that does not
+            go with the first; see also `run_loop`.
     """
     entry = model_entry(config.model)
     model_config, recipe = entry.preset(config.preset)
     model_config = entry.fit(model_config, config)
-    dataset = entry.training_data(model_config, recipe, config)
-    names = [frame.token for frame in dataset.frames]
-    sampler = EpochSampler(len(dataset), config.seed, order=dataset.order, names=names)
+    if config.extra_dataroot:
+        dataset = training_mixture(entry, model_config, recipe, config)
+        names, sources = dataset.names, dataset.sources
+    else:
+        dataset = entry.training_data(model_config, recipe, config)
+        names, sources = [frame.token for frame in dataset.frames], {}
+    sampler = EpochSampler(len(dataset), config.seed, order=dataset.order, names=names, sources=sources)
     if config.epochs is not None:
         steps = sampler.steps(config.epochs, config.global_batch_size)
         config = replace(config, max_train_steps=steps, epochs=None)
@@ -50,6 +57,9 @@ def train(config: TrainConfig) -> LoopResult:
     model = entry.build(model_config, config)
     seed = config.seed
     step = entry.step(model, config, lambda step, position, device: sample_generator(seed, step, position, device))
+    validate = Validation(entry, model, config) if config.validation_steps else None
+    if validate is not None and isinstance(dataset, Mixture) and Ranks.from_environment().is_main:
+        warn_of_twins(dataset, validate.data.frames)
     return run_loop(
         config,
         module=step,
@@ -57,7 +67,7 @@ def train(config: TrainConfig) -> LoopResult:
         collate=entry.collate,
         sampler=sampler,
         save_model=model.save_pretrained,
-        validate=Validation(entry, model, config) if config.validation_steps else None,
+        validate=validate,
         parameter_groups=entry.parameter_groups(model, recipe, config.learning_rate),
         identity={"model": config.model, **model.config.to_dict()},
     )

@@ -10,6 +10,7 @@ from syntheocc.engine.ranks import Ranks
 from syntheocc.occupancy.perception.registry import ModelEntry
 from syntheocc.occupancy.perception.scoring import Scoring
 from syntheocc.occupancy.perception.settings import EvaluateConfig, TrainConfig
+from syntheocc.occupancy.perception.sources import evenly_spread
 
 __all__ = ["Validation"]
 
@@ -45,8 +46,7 @@ class Validation:
         self.settings.use(model.config)
         self.data = entry.test_data(model.config, self.settings)
         number = len(self.data.frames)
-        wanted = min(number, settings.validation_samples or number)
-        self.chosen = [number * i // wanted for i in range(wanted)]
+        self.chosen = evenly_spread(number, settings.validation_samples or number)
         self.workers = settings.dataloader_num_workers
         self.origins = Scoring(self.settings, model.config).origins(self.data.frames)
 

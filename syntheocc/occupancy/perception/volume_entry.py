@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 import torch
 
 from syntheocc.engine.loading import BadSample
+from syntheocc.occupancy.data.frames import Frame
+from syntheocc.occupancy.data.generated import edited_samples
 from syntheocc.occupancy.data.lidarseg import LidarReader
 from syntheocc.occupancy.grids import OCC3D_NUSCENES
 from syntheocc.occupancy.perception.batch import OccupancyBatch
@@ -16,7 +18,7 @@ from syntheocc.occupancy.perception.ray_store import RayReader
 from syntheocc.occupancy.perception.recipes import TrainingRecipe
 from syntheocc.occupancy.perception.registry import GeneratorOf, ModelEntry
 from syntheocc.occupancy.perception.settings import PredictConfig, TrainConfig
-from syntheocc.occupancy.perception.sources import ROUNDS, test_samples, training_labels
+from syntheocc.occupancy.perception.sources import ROUNDS, evenly_spread, test_samples, training_labels
 from syntheocc.occupancy.perception.transforms import ImageAugmentation
 from syntheocc.occupancy.perception.view_transform import LiftCameras
 from syntheocc.occupancy.perception.volume_config import VolumeConfig
@@ -97,6 +99,31 @@ class VolumeEntry(ModelEntry):
             unreadable=BadSample,
             rays=RayReader(recipe.rays, lidar),
         )
+
+    def check_extra(self, config: VolumeConfig, settings: TrainConfig, data: OccupancyFrames) -> None:
+        """Lidar points with classes, which show what the pictures show."""
+        edited = edited_samples(settings.dataroot).keys() & {frame.token for frame in data.frames}
+        if edited:
+            raise ValueError(
+                f"{len(edited)} samples were generated from edited occupancy, such as {min(edited)}; their lidar "
+                f"sweeps are the original's, and {self.name} would learn from them what the pictures do not show. "
+                "Give a set without edits, or train sparseocc, which learns from the edited labels"
+            )
+        tried = evenly_spread(len(data.frames), 8)
+        if not any(self._has_points(data, data.frames[index]) for index in tried):
+            raise ValueError(
+                f"none of {len(tried)} frames that were tried has a lidar sweep with classes (samples/LIDAR_TOP, "
+                f"{settings.lidar_labels}/), which {self.name} learns from; link them into this root, or train "  # type: ignore[attr-defined]
+                "sparseocc, which learns from labelled voxels alone"
+            )
+
+    @staticmethod
+    def _has_points(data: OccupancyFrames, frame: Frame) -> bool:
+        assert data.rays is not None
+        try:
+            return data.rays.lidar(frame) is not None
+        except ValueError:  # one file that is damaged is a bad sample later
+            return False
 
     def step(self, model: Any, settings: TrainConfig, generator_of: GeneratorOf) -> VolumeStep:
         """Losses on rays, depth, and voxels if wanted."""

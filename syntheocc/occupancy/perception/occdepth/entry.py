@@ -31,12 +31,10 @@ from syntheocc.occupancy.perception.prediction import OccupancyPrediction
 from syntheocc.occupancy.perception.registry import GeneratorOf, ModelEntry
 from syntheocc.occupancy.perception.settings import PredictConfig, SourceConfig, TrainConfig
 from syntheocc.occupancy.perception.shared_norms import share_batch_norms
-from syntheocc.occupancy.perception.sources import ROUNDS
+from syntheocc.occupancy.perception.sources import ROUNDS, check_readable
 from syntheocc.occupancy.perception.trees import TREES, TreeLabels
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-# Frames that are tried before a training begins.
-_PROBED = 8
 # What each data set has of depth: that of KITTI's teacher is made by utils/gen_depth.py.
 _DEPTHS: dict[str, Any] = {"semantic_kitti": "stereo", "nyuv2": "sensor", "tartanair": "sensor"}
 
@@ -85,7 +83,7 @@ class OccDepthEntry(ModelEntry):
             rounds=max(ROUNDS, settings.epochs or 0),
             unreadable=BadSample,
         )
-        _look_into(data)
+        check_readable(data)
         return data
 
     def build(self, config: OccDepthConfig, settings: TrainConfig) -> OccDepth:
@@ -161,19 +159,6 @@ def _write_published(config: OccDepthConfig, settings: PredictConfig, labels: Tr
     rig = CameraRig(dict(list(frame.cameras.items())[: 1 if config.virtual_view else config.num_views]))
     grid = OccupancyGrid(pred, *labels.preset, pose)
     write_completion_file(_published_path(settings, labels.kind, frame), grid, rig, truth)
-
-
-def _look_into(data: StereoFrames) -> None:
-    """ValueError where of a few frames none can be read: depth that was never made, labels not unpacked."""
-    number = len(data.frames)
-    wanted = min(number, _PROBED)
-    for index in (number * i // wanted for i in range(wanted)):
-        sample = data[index]
-        if not isinstance(sample, BadSample):
-            return
-    raise ValueError(
-        f"none of {wanted} frames that were tried can be read; the last one, {sample.token}: {sample.reason}"
-    )
 
 
 def _published_path(settings: PredictConfig, kind: str, frame: Frame) -> Path:
