@@ -3,6 +3,7 @@
     syntheocc loop                                                  # a street made on the way, nothing to download
     syntheocc loop --dataroot data/nuscenes --scenes scene-0103 --perception out/small
     syntheocc loop --label gts/scene-0103/<token>/labels.npz       # a label alone, seen by nominal cameras
+    torchrun --nproc_per_node 8 -m syntheocc.commands loop ...     # the processes share the frames; the same report
 
 `--output_dir` gets `loop_<token>.png` (every stage on one sheet), report.json and report.md, the generated views and
 the grids. What each stage does, and what it refuses: docs/loop.md.
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from syntheocc.commands.demo import NANO
 from syntheocc.commands.samples import OccupancyKind
 from syntheocc.engine.flags import flag
+from syntheocc.engine.ranks import Ranks
 
 if TYPE_CHECKING:
     from syntheocc.commands.loop_scores import LoopScores
@@ -83,31 +85,40 @@ def run(config: LoopConfig) -> int:
     from syntheocc.commands.batch import SHOWN_FAILURES
 
     result = loop(config)
+    status = 1 if result["failed"] else 0
+    if not Ranks.from_environment().is_main:
+        return status
     print(result["table"])
     for token, reason in list(result["failed"].items())[:SHOWN_FAILURES]:
         print(f"failed: {token}: {reason}")
     print(f"wrote {len(result['frames'])} sheets (loop_<token>.png), report.json and report.md to {config.output_dir}")
-    return 1 if result["failed"] else 0
+    return status
 
 
 def loop(config: LoopConfig) -> dict[str, Any]:
-    """Run the loop and write everything.
+    """Run the loop and write everything; under torchrun, one's own frames and on the main process the report.
 
     Returns:
-        the report: "arrows" (figures over all frames), "frames" (the same by token), "classes", "failed", "table",
-        and the file of each sheet under "sheets".
+        the report, the same on all processes: "arrows" (figures over all frames), "frames" (the same by token),
+        "classes", "failed", "table", and the file of each sheet under "sheets".
 
     Raises:
         ValueError: nothing to begin with, a model that is not there, or no frame that could be used.
     """
-    from syntheocc.commands.loop_sources import checked
+    ranks = Ranks.from_environment()
+    with ranks.group():
+        return _loop(config, ranks)
+
+
+def _loop(config: LoopConfig, ranks: Ranks) -> dict[str, Any]:
+    from syntheocc.commands.loop_sources import agreed, checked
     from syntheocc.commands.loop_stages import Perceiver, PredictionEdits, default_perception
     from syntheocc.commands.loop_work import LoopWork, progress
     from syntheocc.occupancy.grids import OCC3D_NUSCENES
 
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    device = _device(config.device)
+    device = _device(config.device, ranks)
     recipe = None
     if config.edit is not None:
         from syntheocc.occupancy.editing import Recipe
@@ -118,14 +129,17 @@ def loop(config: LoopConfig) -> dict[str, Any]:
     if config.start == "images" or config.read_again:
         perceiver = Perceiver(config.perception or default_perception(), device, config.confidence)
     preset = OCC3D_NUSCENES if perceiver is None else perceiver.preset
-    inputs, failed = _inputs(config, folder, preset)
+    inputs, failed = _inputs(config, folder, preset, ranks)
     inputs = checked(inputs, perceiver if config.start == "images" else None, failed)
+    # Every process knows all frames: one's own have others' in their history.
+    inputs = agreed(inputs, failed, ranks)
     _some(inputs, failed)
+    own = {one.frame.token for one in inputs if one.own}
 
     predicted: dict[str, OccupancyGrid] = {}
     with_images = [one.frame for one in inputs if one.frame.image_paths]
     if perceiver is not None and with_images:
-        predicted, bad = perceiver.predict(with_images, progress("read occupancy"))
+        predicted, bad = perceiver.predict(with_images, progress("read occupancy"), own)
         failed |= bad
     work = LoopWork(
         folder,
@@ -137,14 +151,23 @@ def loop(config: LoopConfig) -> dict[str, Any]:
         predicted,
         failed,
     )
-    frames = work.generate(inputs)
+    frames = agreed(work.generate(inputs), failed, ranks)  # and all views are written
     _some(frames, failed)
     again: dict[str, OccupancyGrid] = {}
     if config.read_again and perceiver is not None:
-        again, bad = perceiver.predict([work.drawn[one.frame.token] for one in frames], progress("read again"))
+        drawn = [work.generator.placed(one.frame) for one in frames]
+        again, bad = perceiver.predict(drawn, progress("read again"), own)
         failed |= bad
-    sheets = work.judge([one for one in frames if one.frame.token not in failed], again)
-    return _report(config, folder, work.scores, sheets, failed)
+    frames = agreed([one for one in frames if one.frame.token not in failed], failed, ranks)
+    sheets = work.judge(frames, again)
+    tokens = [one.frame.token for one in frames]
+    parts = ranks.gather((work.scores.state(), sheets))
+    work.scores.load([state for state, _ in parts], tokens)
+    sheets = {token: path for _, part in parts for token, path in part.items()}
+    report = _report(config, work.scores, {token: sheets[token] for token in tokens}, failed)
+    if ranks.is_main:
+        _write(report, folder)
+    return report
 
 
 def _some(frames: list[Any], failed: dict[str, str]) -> None:
@@ -154,7 +177,7 @@ def _some(frames: list[Any], failed: dict[str, str]) -> None:
         raise ValueError(f"none of {len(failed)} frames can be used; {token}: {reason}" if token else reason)
 
 
-def _inputs(config: LoopConfig, folder: Path, preset: Any) -> tuple[list["LoopInput"], dict[str, str]]:
+def _inputs(config: LoopConfig, folder: Path, preset: Any, ranks: Ranks) -> tuple[list["LoopInput"], dict[str, str]]:
     from syntheocc.commands.loop_sources import data_root_inputs, label_input, procedural_inputs, read_label
     from syntheocc.commands.samples import SampleConfig
 
@@ -162,11 +185,12 @@ def _inputs(config: LoopConfig, folder: Path, preset: Any) -> tuple[list["LoopIn
     size = (config.width, config.height)
     if config.dataroot is None:
         if config.label is not None:
-            return [label_input(config.label, config.labels, size)], {}
-        return procedural_inputs(folder / "images", preset, config.seed, config.frames, size), {}
+            return [replace(label_input(config.label, config.labels, size), own=ranks.is_main)], {}
+        return procedural_inputs(folder / "images", preset, config.seed, config.frames, size, ranks=ranks), {}
     paths = config.info_path or _tables(Path(config.dataroot))
     given = SampleConfig(dataroot_path=config.dataroot, info_path=paths, occ_path=config.labels_root)
-    inputs, failed = data_root_inputs(given, None if config.label is not None else kind, config.tokens, config.scenes)
+    read = None if config.label is not None else kind
+    inputs, failed = data_root_inputs(given, read, config.tokens, config.scenes, config.max_samples, ranks)
     if config.label is not None and inputs:
         assert kind is not None
         frame = inputs[0].frame
@@ -178,7 +202,7 @@ def _inputs(config: LoopConfig, folder: Path, preset: Any) -> tuple[list["LoopIn
             )
         label, observed = read_label(config.label, kind, frame)
         inputs = [replace(inputs[0], label=label, observed=observed)]
-    return inputs[: config.max_samples], failed
+    return inputs, failed
 
 
 def _tables(root: Path) -> tuple[str, ...]:
@@ -190,11 +214,10 @@ def _tables(root: Path) -> tuple[str, ...]:
     return (str(read_tables(root).folder),) if any(root.glob("*/sample.json")) else ()
 
 
-def _device(name: str) -> Any:
-    from syntheocc.engine.ranks import Ranks
+def _device(name: str, ranks: Ranks) -> Any:
     from syntheocc.occupancy.perception.predict import device_of
 
-    return device_of(name, Ranks())
+    return device_of(name, ranks)
 
 
 def _generator(config: LoopConfig, folder: Path, device: Any) -> "Generator":
@@ -225,12 +248,11 @@ def _scores(config: LoopConfig, preset: Any, device: Any) -> "LoopScores":
 
 
 def _report(
-    config: LoopConfig, folder: Path, scores: "LoopScores", sheets: dict[str, Path], failed: dict[str, str]
+    config: LoopConfig, scores: "LoopScores", sheets: dict[str, Path], failed: dict[str, str]
 ) -> dict[str, Any]:
     from syntheocc.commands.dataset import code_version
     from syntheocc.commands.loop_scores import ARROWS, VIEWS
-    from syntheocc.engine.files import atomic_write_json, atomic_write_text
-    from syntheocc.evaluation.report import markdown_table, plain
+    from syntheocc.evaluation.report import markdown_table
 
     summary = scores.summary()
     rows = [
@@ -238,14 +260,22 @@ def _report(
         for arrow, found in ((name, summary[name]) for name in [*ARROWS, VIEWS] if name in summary)
     ]
     table = markdown_table([f"{len(sheets)} frames", "mIoU", "IoU", "RayIoU", "same class"], rows)
-    report = {
+    return {
         "settings": config.settings(),
         **code_version(),
         "arrows": summary,
         "frames": scores.frames,
         "classes": scores.classes(),
         "failed": failed,
+        "table": table,
+        "sheets": sheets,
     }
-    atomic_write_json(folder / "report.json", plain(report))
-    atomic_write_text(folder / "report.md", table + "\n")
-    return report | {"table": table, "sheets": sheets}
+
+
+def _write(report: dict[str, Any], folder: Path) -> None:
+    from syntheocc.engine.files import atomic_write_json, atomic_write_text
+    from syntheocc.evaluation.report import plain
+
+    kept = {name: value for name, value in report.items() if name not in ("table", "sheets")}
+    atomic_write_json(folder / "report.json", plain(kept))
+    atomic_write_text(folder / "report.md", report["table"] + "\n")

@@ -4,7 +4,7 @@ An arrow compares two grids of one geometry: voxel mIoU over what the cameras se
 against free there, and RayIoU. The 2D arrow compares classes in the views with those of the condition.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,8 +73,7 @@ class LoopScores:
         # Rays stop at what is unknown in neither grid.
         guess, known = (labels.masked_fill(labels == UNKNOWN, taxonomy.free) for labels in (grid.labels, truth.labels))
         rays.update(guess, known, [origins], frame.token)
-        pooled = self._pooled.setdefault(arrow, [OccupancyIoU(taxonomy, "camera"), RayIoU(taxonomy, spec)])
-        for metric, own in zip(pooled, (voxels, rays), strict=True):
+        for metric, own in zip(self._pool(arrow), (voxels, rays), strict=True):
             metric.load_state_dict(own.state_dict(), add=True)
         figures = _figures(voxels, rays)
         self.frames.setdefault(frame.token, {})[arrow] = figures
@@ -107,6 +106,33 @@ class LoopScores:
         figures = {"mIoU": float(mean_iou(counts)), "same": _share(counts)}
         self.frames.setdefault(frame.token, {})[VIEWS] = figures
         return figures
+
+    def state(self) -> dict[str, Any]:
+        """What was counted, to be sent to another process."""
+        pooled = {arrow: [metric.state_dict() for metric in metrics] for arrow, metrics in self._pooled.items()}
+        return {"frames": self.frames, "pooled": pooled, "pixels": self._pixels}
+
+    def load(self, states: Sequence[Mapping[str, Any]], tokens: Sequence[str]) -> None:
+        """Take what all processes have counted in place of one's own.
+
+        Args:
+            states: of each.
+            tokens: of all frames, in the order of the report.
+        """
+        found = {token: figures for state in states for token, figures in state["frames"].items()}
+        self.frames = {token: found[token] for token in tokens if token in found}
+        self._pooled, self._pixels = {}, None
+        for state in states:
+            for arrow, counted in state["pooled"].items():
+                for metric, own in zip(self._pool(arrow), counted, strict=True):
+                    metric.load_state_dict(own, add=True)
+            if state["pixels"] is not None:
+                self._pixels = state["pixels"] if self._pixels is None else self._pixels + state["pixels"]
+
+    def _pool(self, arrow: str) -> list[Any]:
+        """The accumulators of an arrow over all frames."""
+        spec, taxonomy = self.preset
+        return self._pooled.setdefault(arrow, [OccupancyIoU(taxonomy, "camera"), RayIoU(taxonomy, spec)])
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Arrow -> figures over all frames counted at once."""

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from syntheocc.engine.ranks import Ranks
 from syntheocc.occupancy.data.frames import Frame
 from syntheocc.occupancy.grids import OccupancyGrid, Preset
 
 if TYPE_CHECKING:
     from syntheocc.occupancy.data.samples import SampleConfig
 
-__all__ = ["LoopInput", "checked", "data_root_inputs", "label_input", "procedural_inputs"]
+__all__ = ["LoopInput", "agreed", "checked", "data_root_inputs", "label_input", "procedural_inputs"]
+
+ALONE = Ranks()
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,15 +28,24 @@ class LoopInput:
         frame: cameras, and pictures where there are any.
         label: its true occupancy, None unknown.
         observed: bool [X, Y, Z] of the label, what the cameras see; None: it is found from the label itself.
+        own: whether this process works on it. Another's has no label here: it stands in the history of one's own, and
+            its lidar is where rays start.
     """
 
     frame: Frame
     label: OccupancyGrid | None = None
     observed: Tensor | None = None
+    own: bool = True
 
 
 def procedural_inputs(
-    folder: Path, preset: Preset, seed: int, frames: int, size: tuple[int, int], split: str = "val"
+    folder: Path,
+    preset: Preset,
+    seed: int,
+    frames: int,
+    size: tuple[int, int],
+    split: str = "val",
+    ranks: Ranks = ALONE,
 ) -> list[LoopInput]:
     """The first key frames of a street scene, photographed into a folder, with exact labels.
 
@@ -44,6 +56,7 @@ def procedural_inputs(
         frames: how many key frames, 0.5 s apart.
         size: width and height of the pictures.
         split: of the world; "val" scenes have layouts and assets that no shipped model was trained on.
+        ranks: the process's place; it photographs its own frames.
     """
     from syntheocc.engine.files import atomic_write_image
     from syntheocc.worlds.camera_images import render_view
@@ -60,6 +73,9 @@ def procedural_inputs(
     for index, t in enumerate(scene.key_times):
         of = {reading.channel: reading for reading in fired if reading.sample == index}
         frame = key_frame(scene, index, folder, of)
+        if index % ranks.world != ranks.rank:
+            inputs.append(LoopInput(frame, own=False))
+            continue
         for name, path in frame.image_paths.items():
             moment = of[name].t
             view = render_view(scene, scene.rig[name], scene.ego.pose_at(moment), moment)
@@ -69,7 +85,12 @@ def procedural_inputs(
 
 
 def data_root_inputs(
-    config: "SampleConfig", kind: str | None, tokens: Sequence[str] = (), scenes: Sequence[str] = ()
+    config: "SampleConfig",
+    kind: str | None,
+    tokens: Sequence[str] = (),
+    scenes: Sequence[str] = (),
+    most: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[list[LoopInput], dict[str, str]]:
     """Frames of a data root and their labels.
 
@@ -78,6 +99,8 @@ def data_root_inputs(
         kind: format of the labels; None: no labels are read.
         tokens: samples to take; none given: all.
         scenes: scenes to take; none given: all.
+        most: take the first so many of them only.
+        ranks: the process's place; it reads the labels of its own frames.
 
     Returns:
         the inputs in time order, and token -> reason of those whose label is missing, damaged, or another frame's.
@@ -100,7 +123,10 @@ def data_root_inputs(
         frame for frame in frames if (not tokens or frame.token in tokens) and (not scenes or frame.scene in scenes)
     ]
     inputs, lost = [], {token: reason for token, reason in bad.items() if not tokens or token in tokens}
-    for frame in sorted(chosen, key=lambda frame: (frame.scene, frame.timestamp_us)):
+    for index, frame in enumerate(sorted(chosen, key=lambda frame: (frame.scene, frame.timestamp_us))[:most]):
+        if index % ranks.world != ranks.rank:
+            inputs.append(LoopInput(frame, own=False))
+            continue
         try:
             label = observed = None
             if kind is not None:
@@ -161,7 +187,7 @@ def checked(inputs: Sequence[LoopInput], reads: Any | None, lost: dict[str, str]
     """The inputs that can be used; the reasons of the others go into `lost`.
 
     Args:
-        inputs: the frames.
+        inputs: the frames; another process's are left to it.
         reads: the `Perceiver` that will read their pictures; None: nobody will.
         lost: token -> reason, added to.
     """
@@ -169,6 +195,9 @@ def checked(inputs: Sequence[LoopInput], reads: Any | None, lost: dict[str, str]
 
     good = []
     for one in inputs:
+        if not one.own:
+            good.append(one)
+            continue
         try:
             if reads is not None:
                 reads.check_rig(one.frame)
@@ -181,3 +210,19 @@ def checked(inputs: Sequence[LoopInput], reads: Any | None, lost: dict[str, str]
             continue
         good.append(one)
     return good
+
+
+def agreed(inputs: Sequence[LoopInput], lost: dict[str, str], ranks: Ranks) -> list[LoopInput]:
+    """The inputs that the process which works on them has not lost; call it on all ranks, inside `ranks.group()`.
+
+    Args:
+        inputs: one's own that are left, and all of the others'.
+        lost: token -> reason of one's own; those of the others are added.
+        ranks: the process's place.
+    """
+    parts = ranks.gather(([one.frame.token for one in inputs if one.own], dict(lost)))
+    kept = {token for tokens, _ in parts for token in tokens}
+    merged = {token: reason for _, reasons in parts for token, reason in reasons.items()}
+    lost.clear()
+    lost.update(sorted(merged.items()))
+    return [one for one in inputs if one.frame.token in kept]

@@ -3,7 +3,7 @@
 Legend: V views, X Y Z voxels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,13 +98,17 @@ class Perceiver:
             )
 
     def predict(
-        self, frames: Sequence[Frame], progress: Callable[[Sequence[int]], Any] = iter
+        self,
+        frames: Sequence[Frame],
+        progress: Callable[[Sequence[int]], Any] = iter,
+        only: Collection[str] | None = None,
     ) -> tuple[dict[str, OccupancyGrid], dict[str, str]]:
         """Grids of all frames; each one's older images are those of the frames before it in the list's own scenes.
 
         Args:
             frames: with pictures; a frame without an older one repeats itself, as at the start of a drive.
             progress: wraps the iteration.
+            only: tokens of the frames that are wanted, the others are there for their older images; None: all.
 
         Returns:
             token -> grid on the CPU, and token -> reason of the frames that cannot be read.
@@ -116,7 +120,8 @@ class Perceiver:
         predictor = self.entry.predictor(self.model, settings, data)
         grids: dict[str, OccupancyGrid] = {}
         bad: dict[str, str] = {}
-        for i in progress(range(len(data.frames))):
+        wanted = [i for i, frame in enumerate(data.frames) if only is None or frame.token in only]
+        for i in progress(wanted):
             frame, sample = data.frames[i], data[i]
             if isinstance(sample, BadSample):
                 bad[frame.token] = sample.reason
@@ -242,13 +247,23 @@ class Generator:
         )
         return output.images[0], output.mpi[0]
 
-    def write(self, frame: Frame, images: Sequence[Any]) -> Frame:
-        """Write views in the originals' size; the frame that has them for pictures, without the original's sweeps."""
+    def placed(self, frame: Frame) -> Frame:
+        """The frame with its generated views for pictures, written or not, and without the original's sweeps."""
         from syntheocc.commands.outputs import OutputFolder
 
-        named = {name: frame.image_paths.get(name, Path(f"{frame.token}.jpg")) for name in frame.cameras.names}
-        whole = replace(frame, image_paths=named)
-        places = OutputFolder(self.folder).write_views(whole, images)
+        named, outputs = self._named(frame), OutputFolder(self.folder)
         extras = {key: value for key, value in frame.extras.items() if key != "sweeps"}
-        paths = {name: self.folder / place for name, place in places.items()}
+        paths = {name: outputs.view_path(named, name) for name in frame.cameras.names}
         return replace(frame, image_paths=paths, extras=extras)
+
+    def write(self, frame: Frame, images: Sequence[Any]) -> Frame:
+        """Write views in the originals' size; the frame that has them for pictures."""
+        from syntheocc.commands.outputs import OutputFolder
+
+        OutputFolder(self.folder).write_views(self._named(frame), images)
+        return self.placed(frame)
+
+    def _named(self, frame: Frame) -> Frame:
+        """The frame with a picture's name for every camera."""
+        paths = {name: frame.image_paths.get(name, Path(f"{frame.token}.jpg")) for name in frame.cameras.names}
+        return replace(frame, image_paths=paths)

@@ -59,15 +59,17 @@ class LoopWork:
     failed: dict[str, str]
     asked: dict[str, OccupancyGrid] = field(default_factory=dict)
     """What the views were generated from."""
-    drawn: dict[str, Frame] = field(default_factory=dict)
-    """The frames with the generated views for pictures."""
     made: dict[str, tuple[list[Any], Any]] = field(default_factory=dict)
     """The views themselves, and their conditions."""
 
     def generate(self, inputs: Sequence[LoopInput]) -> list[LoopInput]:
-        """Generate the views of every frame that can be; the others go into `failed`."""
+        """Generate the views of one's own frames that can be; those that cannot go into `failed`.
+
+        Returns:
+            what is left of one's own frames, and the others'.
+        """
         done = []
-        for one in progress("generate views")(inputs):
+        for one in progress("generate views")([one for one in inputs if one.own]):
             token = one.frame.token
             if token in self.failed:
                 continue
@@ -79,7 +81,7 @@ class LoopWork:
                 on_preset(begin, self.scores.preset, self._lidar(one.frame))
                 grid = self.edits(begin, one.frame)
                 self.made[token] = self.generator.views(one.frame, grid)
-                self.drawn[token] = self.generator.write(one.frame, self.made[token][0])
+                self.generator.write(one.frame, self.made[token][0])
                 self.asked[token] = grid
                 self._keep("asked_for", token, grid)
                 if token in self.predicted:
@@ -87,13 +89,14 @@ class LoopWork:
                 done.append(one)
             except ValueError as error:
                 self.failed[token] = str(error)
-        return done
+        left = {one.frame.token for one in done}
+        return [one for one in inputs if not one.own or one.frame.token in left]
 
     def judge(self, inputs: Sequence[LoopInput], again: dict[str, OccupancyGrid]) -> dict[str, Path]:
-        """Score and draw every frame.
+        """Score and draw one's own frames.
 
         Args:
-            inputs: the frames that were generated.
+            inputs: the frames that were generated, the others' too: rays start where the lidar stood in any of them.
             again: what was read from their views.
 
         Returns:
@@ -103,7 +106,7 @@ class LoopWork:
 
         origins = scene_origins([one.frame for one in inputs])
         sheets = {}
-        for one in progress("score and draw")(inputs):
+        for one in progress("score and draw")([one for one in inputs if one.own]):
             token = one.frame.token
             if token in again:
                 self._keep("read_again", token, again[token])

@@ -1,7 +1,11 @@
 """``syntheocc loop``: its stages on a small street, its scores against the metrics themselves, what it refuses."""
 
 import json
+import multiprocessing
+import os
 import shutil
+import socket
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,6 +101,48 @@ def test_a_scene_goes_round(config, street_root, perception, tmp_path, capsys):
     # the older image of the second frame was a generated one
     alone, _ = model.predict(generated[1:])
     assert not torch.equal(alone[frames[1].token].labels, again[frames[1].token].labels)
+
+
+def one_of_two(rank, port, job):
+    """A process of torchrun's."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    sys.exit(exit_status(run, job))
+
+
+def test_two_processes_write_what_one_does(config, street_root, tmp_path, capfd):
+    """Frames read history that the other process made; one frame is refused by the process that has it."""
+    root = tmp_path / "street"
+    shutil.copytree(street_root, root)
+    frames = read_nuscenes(root)
+    label_of(root, frames[2]).write_bytes(b"none")
+    jobs = {}
+    for world in (1, 2):
+        jobs[world] = config(dataroot=root, output_dir=tmp_path / str(world))
+        assert jobs[world].settings() == jobs[1].settings()
+    assert run(jobs[1]) == 1
+    alone = capfd.readouterr().out
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")  # everything is imported already
+    processes = [context.Process(target=one_of_two, args=(rank, port, jobs[2])) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        process.kill()
+    assert [process.exitcode for process in processes] == [1, 1]
+    # what is said, is said once
+    assert capfd.readouterr().out == alone.replace(str(tmp_path / "1"), str(tmp_path / "2"))
+    found = {
+        world: {p.relative_to(job.output_dir): p.read_bytes() for p in job.output_dir.rglob("*") if p.is_file()}
+        for world, job in jobs.items()
+    }
+    assert set(found[1]) == set(found[2]) and len(list(jobs[2].output_dir.glob("loop_*.png"))) == 2
+    assert [name for name in found[1] if found[1][name] != found[2][name]] == []
+    report = read_json(jobs[2].output_dir / "report.json")
+    assert list(report["frames"]) == [f.token for f in frames[:2]] and list(report["failed"]) == [frames[2].token]
 
 
 def test_from_an_edited_label_without_reading_again(config, street_root, tmp_path):
