@@ -1,14 +1,12 @@
 """A data set of three samples, small enough to be written anew for every test."""
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from warm_start import run_program
 
 from syntheocc.occupancy import SYNTHEOCC_COARSE, OccupancyGrid
 from syntheocc.occupancy.data.frames import Boxes, Frame
@@ -91,17 +89,7 @@ def tiny_dataset(tmp_path) -> TinyDataset:
 @pytest.fixture
 def launch():
     """Run a script of the repository: alone, or by torchrun with `ranks` processes on the CPU."""
-
-    def run(script: str, *flags: str, ranks: int = 0, **environ: str) -> subprocess.CompletedProcess:
-        start = [sys.executable]
-        if ranks:
-            start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        environ = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environ}
-        return subprocess.run(
-            [*start, str(ROOT / script), *flags], capture_output=True, text=True, env=environ, timeout=300
-        )
-
-    return run
+    return lambda script, *flags, **how: run_program(ROOT / script, *flags, **how)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,11 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from kitti_scene import left_camera, render, write_planes
+from warm_start import run_program
 
 from syntheocc.commands import exit_status
 from syntheocc.commands.depth import DepthConfig, run
@@ -120,8 +119,8 @@ def test_a_depth_network_in_a_folder(tree, tmp_path):
 
 @pytest.mark.slow
 def test_the_script_shares_the_work(tree, tmp_path):
-    command = [sys.executable, str(ROOT / "utils" / "gen_depth.py"), f"--dataroot={tree}", "--workers=2"]
-    made = subprocess.run([*command, "--max_disparity=48"], capture_output=True, text=True, cwd=tmp_path)
+    command = [ROOT / "utils" / "gen_depth.py", f"--dataroot={tree}", "--workers=2", "--max_disparity=48"]
+    made = run_program(*command, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     assert (tree / "sequences/08/depth/000000.png").is_file() and "3 samples" in made.stdout
     assert parse_flags(DepthConfig, ["--sequences=08", "--every_frame"]).every_frame

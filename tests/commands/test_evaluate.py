@@ -153,12 +153,9 @@ def test_more_ranks_than_parts(folders, launch):
     assert folders.results()["frames"] == 2 and len(list((folders.out / "parts").iterdir())) == 1
 
 
-def test_a_worker_that_is_killed_ends_the_job(folders):
+def test_a_worker_that_is_killed_ends_the_job(folders, launch):
     flags = [f"--pred={folders.pred}", f"--gt={folders.gt}", "--workers=2", "--metrics=miou"]
-    done = subprocess.run(
-        [sys.executable, "tests/commands/small_parts.py", *flags],
-        cwd=ROOT, env=os.environ | {"WORKER_DIES": "1"}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = launch("tests/commands/small_parts.py", *flags, WORKER_DIES="1")
     assert done.returncode == 2 and "a worker process was killed" in done.stderr
 
 
