@@ -28,7 +28,7 @@ from syntheocc.occupancy.perception.registry import ModelEntry
 from syntheocc.occupancy.perception.settings import TrainConfig
 from syntheocc.occupancy.perception.sources import evenly_spread
 
-__all__ = ["Mixture", "extra_settings", "root_key", "samples_per_epoch", "training_mixture"]
+__all__ = ["Mixture", "extra_settings", "root_key", "samples_per_epoch", "training_mixture", "warn_of_twins"]
 
 
 class Mixture(Dataset):

@@ -5,6 +5,7 @@ of the published configuration file), ``--work_dir``, ``--work-dir``, ``--resume
 """
 
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -260,7 +261,9 @@ class TrainConfig(SourceConfig, LoopConfig):
             )
         if any(not 0.0 < times < float("inf") for times in self.extra_repeat):
             raise ValueError(f"extra_repeat is above 0, got {self.extra_repeat}")
-        if any(not share > 0.0 for share in self.extra_share) or not sum(self.extra_share) < 1.0:
+        # As written: 0.7, 0.2 and 0.1 are one, though their sum as floats is a little less.
+        whole = sum(Fraction(str(share)) for share in self.extra_share if 0.0 < share < 1.0)
+        if any(not 0.0 < share < 1.0 for share in self.extra_share) or whole >= 1:
             raise ValueError(
                 f"extra_share is above 0, and below 1 in all (the rest comes from dataroot), got {self.extra_share}"
             )

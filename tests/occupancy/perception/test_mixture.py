@@ -9,6 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from kitti_scene import write_planes
 from PIL import Image
 from small_drives import CAR, FREE, ROAD, relabel, write_drives
 
@@ -196,6 +197,10 @@ class TestRootsStayApart:
         data = mixture(real, twin, info_path=(str(real / "part.pkl"),))
         assert [frame.token for frame in data.frames] == ["s0f0", "s0f0"]
         assert all(p.is_relative_to(twin) for p in data.frames[1].image_paths.values())
+        # A pickle whose paths are relative serves both.
+        data = mixture(real, twin, extra_info_path=(str(real / "part.pkl"),))
+        assert [frame.token for frame in data.frames] == ["s0f0", "s0f1", "s0f0"]
+        assert all(p.is_relative_to(twin) for p in data.frames[2].image_paths.values())
         labels = shutil.move(shutil.copytree(twin / "gts", tmp_path / "copied"), tmp_path / "elsewhere")
         given = {"extra_info_path": (str(twin / "named.pkl"),), "extra_labels_root": (labels,)}
         data = mixture(real, twin, info_path=(str(real / "part.pkl"),), **given)
@@ -270,12 +275,18 @@ class TestRefusals:
         write_infos(root / "named.pkl", five, data_root=root)
         text = said(real, root, info_path=(str(real / "named.pkl"),))
         assert "has the cameras CAM_FRONT" in text and "CAM_BACK_RIGHT, --dataroot" not in text
+        small = twin_of(real, tmp_path / "small")
+        for path in (small / "samples").glob("CAM_*/*.png"):
+            Image.new("RGB", (48, 27)).save(path)
+        assert "the picture has 27 x 48 pixels (height x width), its calibration is for 54 x 96" in said(real, small)
 
     @pytest.mark.parametrize(
         ("given", "message"),
         [
             ({"extra_share": (0.5,)}, "extra_share has 1 values (0.5) for 2 extra_dataroot"),
-            ({"extra_share": (0.5, 0.5)}, "below 1 in all"),
+            ({"extra_dataroot": ("a", "b", "c"), "extra_share": (0.7, 0.2, 0.1)}, "below 1 in all"),
+            ({"extra_share": (0.5, 1.5)}, "below 1 in all"),
+            ({"extra_share": (0.5, float("nan"))}, "extra_share is above 0"),
             ({"extra_share": (0.5, 0.0)}, "extra_share is above 0"),
             ({"extra_repeat": (0.0,)}, "extra_repeat is above 0"),
             ({"extra_repeat": (1.0,), "extra_share": (0.2, 0.2)}, "give one of them"),
@@ -335,6 +346,23 @@ class TestLidarTaughtModels:
         atomic_write_text(manifest_path(twin), "no json\n")
         with pytest.raises(ValueError, match="is no manifest of a generated data set"):
             self.mixture(lidar, twin)
+
+
+def test_trees_of_scene_completion_are_mixed_too(tmp_path):
+    roots = [tmp_path / name for name in "ab"]
+    for root in roots:
+        write_planes(root, "00", depth=True)
+    shutil.rmtree(roots[1] / "sequences/00/image_3")
+    given = {"model": "occdepth", "preset": "tiny", "max_train_steps": 1, "global_batch_size": 1}
+    entry = model_entry("occdepth")
+    config = entry.train_settings(dataroot=roots[0], extra_dataroot=(roots[1],), **given)
+    with pytest.raises(ValueError, match=f"--extra_dataroot {roots[1]}: .*image_3"):
+        training_mixture(entry, *entry.preset("tiny"), config)
+    shutil.copytree(roots[0] / "sequences/00/image_3", roots[1] / "sequences/00/image_3")
+    config = entry.train_settings(dataroot=roots[0], extra_dataroot=(roots[1],), **given)
+    data = training_mixture(entry, *entry.preset("tiny"), config)
+    batch = entry.collate([data[i] for i in sorted(data.order(0))])
+    assert batch.tokens[2:] == [f"{roots[1]}:{token}" for token in batch.tokens[:2]] and len(batch) == 4
 
 
 def test_a_model_is_trained_on_both_and_resumed_on_the_same_alone(real, twin, tmp_path, capsys):
