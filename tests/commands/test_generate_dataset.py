@@ -14,6 +14,7 @@ from syntheocc.commands import exit_status, generate
 from syntheocc.commands.dataset import weights_digest
 from syntheocc.commands.generate import GenerateConfig, run, sample_seed
 from syntheocc.engine.files import read_json
+from syntheocc.occupancy.data.generated import edited_samples
 from syntheocc.occupancy.data.infos import read_infos
 from syntheocc.occupancy.data.lidar import read_lidar
 from syntheocc.occupancy.data.nuscenes import TABLE_NAMES, read_tables
@@ -118,6 +119,32 @@ class TestAsTheOriginal:
             assert len(tables.get_boxes(sample["data"]["LIDAR_TOP"])) == len(frame.boxes)
 
 
+def test_perception_trains_on_original_and_generated_frames(street_root, generated):
+    """All tokens are there twice; each tree has its own pictures, the lidar is one and the same."""
+    from syntheocc.occupancy.perception.mixture import training_mixture
+    from syntheocc.occupancy.perception.registry import model_entry
+
+    for name, preset in (("sparseocc", "tiny"), ("occflownet", "occflownet_2d_flow_tiny")):
+        entry = model_entry(name)
+        infos = (str(street_root / info_file("bevdet", "train")),)
+        given = {"max_train_steps": 1, "global_batch_size": 1, "lr_warmup_steps": 1, "info_path": infos}
+        settings = entry.train_settings(
+            model=name, preset=preset, dataroot=street_root, extra_dataroot=(generated,), extra_share=(0.5,), **given
+        )
+        config, recipe = entry.preset(preset)
+        data = training_mixture(entry, entry.fit(config, settings), recipe, settings)
+        tokens = [frame.token for frame in read_nuscenes(street_root)]
+        assert [frame.token for frame in data.frames] == tokens * 2
+        found = [data[index] for index in data.order(0)]
+        assert sorted(sample.tokens[0] for sample in found) == sorted([*tokens, *(f"{generated}:{t}" for t in tokens)])
+        one, other = data.datasets
+        assert not any(torch.equal(one.images_of(token), other.images_of(token)) for token in tokens)
+        if name == "occflownet":
+            assert all(len(sample.rays.depth) for sample in found)
+            for frame, twin in zip(one.frames, other.frames, strict=True):
+                assert torch.equal(one.ray_frame(frame).points, other.ray_frame(twin).points)
+
+
 def test_what_is_generated_and_what_is_the_original(street_root, generated):
     """Pictures are new, everything else is the original's, and the manifest tells how each frame was made."""
     lines = (generated / "generated" / "manifest.jsonl").read_text().splitlines()
@@ -204,6 +231,7 @@ def test_edits_are_in_labels_and_annotations(street_root, tiny_model, tmp_path, 
     assert not (out / label).is_symlink() and (out / label.replace("gts", "occ3d_panoptic")).is_file()
     assert (street_root / label).read_bytes() != (out / label).read_bytes()
     record = json.loads((out / "generated" / "manifest.jsonl").read_text())
+    assert edited_samples(out) == {record["token"]: "a bus"}
     assert record["recipe"]["name"] == "a bus" and len(record["recipe"]["sha256"]) == 64
     infos = read_infos(out / info_file("mmdet3d_v1.1", "train"), out)
     assert infos[0].boxes.names.count("bus") == frame.boxes.names.count("bus")

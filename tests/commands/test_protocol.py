@@ -53,6 +53,10 @@ def test_the_protocol_on_a_street(street_root, tiny_model, tmp_path, capsys):
     assert main(given.split()) == 0
     train = f"occupancy train sparseocc --preset tiny --dataroot {out} --max-train-steps 1 --seed 0"
     assert main([*train.split(), "--output-dir", str(tmp_path / "model"), "--global-batch-size", "1"]) == 0
+    both = (
+        f"occupancy train sparseocc --preset tiny --dataroot {street_root} --max-train-steps 1 --global-batch-size 2"
+    )
+    assert main([*both.split(), "--extra-dataroot", str(out), "--output-dir", str(tmp_path / "both")]) == 0
     for name, root in (("real", street_root), ("read", out)):
         info = root / info_file("sweep", "train")
         job = f"occupancy eval --weights {tmp_path / 'model'} --dataroot {root} --info-path {info}"
