@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 _PROGRAM = "syntheocc occupancy"
 _USAGE = """usage: syntheocc occupancy {build,train,predict,eval,submit,check-submission,export} ...
@@ -82,22 +82,21 @@ def parse(argv: Sequence[str]) -> tuple[Callable[[Any], int], Any]:
     if name not in jobs:
         raise ValueError(f"there is no {name!r}; there are train, {', '.join(jobs)}")
     job, kind = jobs[name]
-    return job, tyro.cli(with_help(kind), prog=f"{_PROGRAM} {name}", args=repeats_joined(kind, rest))
+    return job, tyro.cli(with_help(kind), prog=f"{_PROGRAM} {name}", args=rest)
 
 
 def repeats_joined(kind: type, argv: Sequence[str]) -> list[str]:
-    """Arguments in which a flag of a list, given several times, has all its values at once: tyro keeps the last only.
+    """Arguments in which a flag that may come several times has all its values at once: tyro keeps the last only.
 
     Args:
-        kind: the settings' dataclass.
+        kind: the settings' dataclass; its fields say `repeated` (`engine.flags.flag`).
         argv: arguments.
 
     Example:
         >>> repeats_joined(TrainConfig, ["--extra-dataroot", "a", "--seed", "1", "--extra-dataroot=b"])
         ['--extra-dataroot', 'a', 'b', '--seed', '1']
     """
-    hints = get_type_hints(kind)
-    lists = {f.name for f in fields(kind) if get_args(hints[f.name])[1:] == (Ellipsis,)}
+    lists = {f.name for f in fields(kind) if f.metadata.get("repeated")}
     parts: list[list[str]] = [[]]  # each begins with its flag
     for text in argv:
         if text.startswith("--"):

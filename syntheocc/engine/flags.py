@@ -38,6 +38,7 @@ def flag(
     ignored: bool = False,
     aliases: tuple[str, ...] = (),
     positional: bool = False,
+    repeated: bool = False,
 ) -> Any:
     """A dataclass field with a help text and, optionally, environment variables that replace its default.
 
@@ -49,6 +50,7 @@ def flag(
         ignored: the flag is only accepted; ``--help`` names such flags together, after those that do something.
         aliases: other names of the flag, as other programs call it.
         positional: the `syntheocc` command takes it without the flag's name.
+        repeated: of a list: the flag may come several times, and each time adds to it. Of others the last one counts.
     """
     templates = (env,) if isinstance(env, str) else tuple(env)
     metadata = {
@@ -57,6 +59,7 @@ def flag(
         "ignored": ignored,
         "aliases": aliases,
         "positional": positional,
+        "repeated": repeated,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -103,7 +106,7 @@ def parse_flags(
 
     Args:
         config_class: a dataclass with fields of type str, int, float, bool, Path, Literal, an optional one of these,
-            or tuple[one of these, ...] (written with commas, or one flag each).
+            or tuple[one of these, ...] (written with commas).
         argv: arguments without the program's name; `sys.argv[1:]` by default.
         environ: environment for defaults; `os.environ` by default.
         description: shown by ``--help``.
@@ -165,7 +168,7 @@ def _add_flag(
         options["default"] = default
     if is_switch:
         options |= {"nargs": "?", "const": True}
-    if typing.get_origin(hint) is tuple:
+    if field.metadata.get("repeated"):
         options["action"] = _Several
     options["metavar"] = _placeholder(hint, choices, is_switch)
     text = field.metadata.get("help", "")

@@ -178,19 +178,27 @@ class TrainConfig(SourceConfig, LoopConfig):
     instances: Literal["file", "boxes"] = flag("boxes", "whence object ids come, for panoptic presets")
     gradient_checkpointing: bool = flag(False, "less memory, more time")
     extra_dataroot: tuple[Path, ...] = flag(
-        (), "more data roots to train on, e.g. generated ones (docs/loop.md); validated is on --dataroot alone"
+        (),
+        "more data roots to train on, e.g. generated ones (docs/loop.md); validated is on --dataroot alone",
+        repeated=True,
     )
     extra_info_path: tuple[str, ...] = flag(
-        (), "info pickle of each extra root; empty: those of --info_path by their names, or the tables below it"
+        (),
+        "info pickle of each extra root; empty: those of --info_path by their names, or the tables below it",
+        repeated=True,
     )
     extra_labels_root: tuple[Path, ...] = flag(
-        (), "folder of each extra root's labels; empty: their usual place below it"
+        (), "folder of each extra root's labels; empty: their usual place below it", repeated=True
     )
     extra_repeat: tuple[float, ...] = flag(
-        (), "how often an epoch has each frame of an extra root, 0.5: every second time; for all or one each; empty: 1"
+        (),
+        "how often an epoch has each frame of an extra root, 0.5: every second time; for all or one each; empty: 1",
+        repeated=True,
     )
     extra_share: tuple[float, ...] = flag(
-        (), "instead of extra_repeat: which share of the samples comes from each extra root, e.g. 0.5"
+        (),
+        "instead of extra_repeat: which share of the samples comes from each extra root, e.g. 0.5",
+        repeated=True,
     )
     validation_info_path: tuple[str, ...] = flag((), "info pickles of held-out frames, for --validation_steps")
     validation_sequences: tuple[str, ...] = flag((), "sequences of KITTI held out; empty: those of the split val")

@@ -406,7 +406,11 @@ def test_predictions_of_a_generated_set_are_not_taken_for_the_originals(real, tw
 def test_a_flag_may_come_several_times():
     joined = repeats_joined(TrainConfig, ["--extra-dataroot", "a", "--seed", "1", "--extra_dataroot=b", "--draft"])
     assert joined == ["--extra-dataroot", "a", "b", "--seed", "1", "--draft"]
-    assert repeats_joined(TrainConfig, ["--seed", "1", "--seed", "2"]) == ["--seed", "1", "--seed", "2"]
-    config = train.parse_flags(TrainConfig, ["--extra_dataroot=a,b", "--extra_dataroot=c"], {})
+    # of all others the last one counts, as scripts that pass "$@" behind their defaults expect
+    for name in ("seed", "info_path"):
+        assert repeats_joined(TrainConfig, [f"--{name}=1", f"--{name}=2"]) == [f"--{name}=1", f"--{name}=2"]
+    flags = ["--extra_dataroot=a,b", "--extra_dataroot=c", "--info_path=a", "--info_path=b"]
+    config = train.parse_flags(TrainConfig, flags, {})
+    assert config.info_path == ("b",)
     assert [str(root) for root in config.extra_dataroot] == ["a", "b", "c"]
     assert replace(config, extra_repeat=(2.0,)).extra_repeat == (2.0,)
