@@ -6,6 +6,7 @@ Legend: B samples, V views, C classes, N voxels (any axes), T tiles (specs/occde
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.ops.index_sums import index_sums
 from syntheocc.occupancy.taxonomy import UNKNOWN
 
 __all__ = ["frustum_proportion_loss"]
@@ -41,9 +42,9 @@ def frustum_proportion_loss(
         for view in range(views):
             tile = tiles[sample, view].flatten().long()
             tile = torch.where(known[sample] & (tile < num_tiles), tile, num_tiles)
-            mixture = mixture.index_add(1, tile, voxels[sample])
+            mixture = mixture + index_sums(voxels[sample], tile, num_tiles + 1)
             own = torch.where(known[sample], labels[sample].long(), 0)
-            counts = counts.scatter_add(0, tile * classes + own, torch.ones_like(own))
+            counts = counts + index_sums(torch.ones_like(own), tile * classes + own, (num_tiles + 1) * classes)
     mixture, counted = mixture[:, :num_tiles].mT, counts.view(-1, classes)[:num_tiles]  # [T, C] each
     total, number = mixture.sum(1, keepdim=True), counted.sum(1, keepdim=True)
     valid = (total > 0) & (number > 0)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from syntheocc.occupancy.losses.known import known_entries
+from syntheocc.occupancy.ops.index_sums import index_sums
 
 
 def scal_loss(
@@ -104,8 +105,7 @@ def scene_scal_losses(
     own = torch.where(known, probabilities.gather(1, index[:, None])[:, 0], 0.0).double()  # [B, N]
     # In double precision: what is left over is the small difference of sums over millions of voxels.
     index, own = index.flatten(), own.flatten()
-    hit = own.new_zeros(classes).index_add(0, index, own)
-    positives = own.new_zeros(classes).index_add(0, index, known.flatten().to(own.dtype))
+    hit, positives = index_sums(torch.stack([own, known.flatten().to(own.dtype)]), index, classes)
     mass = torch.where(known[:, None], probabilities, 0.0).sum((0, 2), dtype=torch.float64)
     number = positives.sum()
     semantic = _from_sums(hit, number - mass - positives + hit, mass, positives, number - positives)

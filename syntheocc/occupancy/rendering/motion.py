@@ -63,16 +63,26 @@ class RayWarp:
             the points [R, S, 3], moved ones where the object had them at key time; which are moved, and which lie in a
             box at key time, two bool [R, S].
         """
-        at, moved = points, torch.zeros_like(distances, dtype=torch.bool)
-        left = torch.zeros_like(moved)
-        for k in range(self.enter.shape[1]):
-            inside = (distances >= self.enter[:, k, None]) & (distances <= self.leave[:, k, None]) & ~moved
-            source = self.origins[:, k, None] + self.directions[:, k, None] * distances[..., None]
-            at = torch.where(inside[..., None], source, at)
-            moved = moved | inside
-        for k in range(self.left_enter.shape[1]):
-            left = left | (distances >= self.left_enter[:, k, None]) & (distances <= self.left_leave[:, k, None])
-        return at, moved, left
+        # All boxes at once: a loop over them launches thousands of small kernels a training step on a GPU.
+        inside = _within(distances, self.enter, self.leave)
+        boxes = inside.shape[-1]
+        if boxes:
+            # The first box of those that a point is in.
+            order = torch.arange(boxes, 0, -1, device=points.device, dtype=torch.int32)
+            first = boxes - (inside * order).amax(-1).clamp_min(1).long()  # [R, S]
+            moved = inside.any(-1)
+            start, way = (
+                torch.take_along_dim(part, first[..., None], 1) for part in (self.origins, self.directions)
+            )  # [R, S, 3]
+            points = torch.where(moved[..., None], start + way * distances[..., None], points)
+        else:
+            moved = torch.zeros_like(distances, dtype=torch.bool)
+        return points, moved, _within(distances, self.left_enter, self.left_leave).any(-1)
+
+
+def _within(distances: Tensor, enter: Tensor, leave: Tensor) -> Tensor:
+    """Which stretches [R, K] distances [R, S] lie in: bool [R, S, K]."""
+    return (distances[..., None] >= enter[:, None]) & (distances[..., None] <= leave[:, None])
 
 
 def warp_rays(
