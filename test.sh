@@ -14,7 +14,8 @@ if [ "${1:-}" = "--lint" ]; then
   "$PYTHON" -m ruff format --check .
   "$PYTHON" -m mypy
 fi
-# Two workers: the machine's cores, one torch thread each, so that workers do not fight over them.
+# As many workers as the machine has cores, one torch thread each, so that workers do not fight over them; threads that
+# a program asks for sleep while they wait.
 workers=${TEST_WORKERS:-$(nproc)}
-export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 exec "$PYTHON" -m pytest -n "$workers" --dist loadfile "$@"

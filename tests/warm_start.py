@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
@@ -20,6 +21,9 @@ from pathlib import Path
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
+# One thread; where a program asks for more, they sleep until there is work instead of turning in a loop, which took
+# three quarters of the processor time of two ranks on two cores.
+THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 # What takes long to import, and the rooms of the package that import it.
 LIBRARIES = [
     "pytest", "torch.distributed.run", "torch._dynamo", "accelerate", "safetensors.torch", "tqdm", "scipy.stats",
@@ -34,8 +38,8 @@ def warm_context() -> ForkServerContext:
     """The context of `multiprocessing` whose processes are forked from one that has imported `LIBRARIES`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LIBRARIES)
-    # One thread, or a forked process waits for threads that it does not have; a GPU cannot be used after a fork.
-    alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
+    # One thread, or a forked process waits for threads that it does not have. No GPU survives a fork.
+    alone = THREADS | {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     with mock.patch.dict(os.environ, alone | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}):
         forkserver.ensure_running()
@@ -55,7 +59,7 @@ def run_program(
         environ: what differs from the tests' environment.
     """
     command = [str(argument) for argument in arguments]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environ}
+    variables = {**os.environ, **THREADS, "CUDA_VISIBLE_DEVICES": "", **environ}
     if os.environ.get("COLD_START"):
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
         variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -106,3 +110,11 @@ def _as_main(command: list[str]) -> None:
         sys.argv = command
         sys.path.insert(0, str(Path(command[0]).resolve().parent))
         runpy.run_path(command[0], run_name="__main__")
+
+
+def start_ranks(function: Callable[..., None], arguments: tuple, ranks: int) -> None:
+    """What `torch.multiprocessing.spawn` does: the function of rank and arguments, in so many processes."""
+    import torch.multiprocessing
+
+    method = "spawn" if os.environ.get("COLD_START") else warm_context().get_start_method()
+    torch.multiprocessing.start_processes(function, arguments, ranks, start_method=method)

@@ -1,11 +1,10 @@
 """benchmarks/pictures.py runs, and the painting is what the rays see on a street too."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm_start import run_program
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -13,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 def test_every_line_of_it(tmp_path):
     output = tmp_path / "pictures.json"
-    command = [sys.executable, "benchmarks/pictures.py", "--smoke", "--check", "--threads", "1"]
-    run = subprocess.run([*command, f"--output={output}"], cwd=ROOT, capture_output=True, text=True)
+    command = ["benchmarks/pictures.py", "--smoke", "--check", "--threads", "1"]
+    run = run_program(*command, f"--output={output}", cwd=ROOT)
     assert run.returncode == 0, run.stderr[-2000:]
     report = json.loads(output.read_text())
     assert report["command"] == "python benchmarks/pictures.py --smoke --check --threads 1"

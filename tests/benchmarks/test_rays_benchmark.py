@@ -1,19 +1,18 @@
 """benchmarks/rays.py runs, and writes what its docstring says."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm_start import run_program
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
 def test_every_line_of_it(tmp_path):
-    command = [sys.executable, "benchmarks/rays.py", "--smoke", "--threads", "1", "--parts", "speed", "truth"]
-    run = subprocess.run([*command, "--output", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    command = ["benchmarks/rays.py", "--smoke", "--threads", "1", "--parts", "speed", "truth"]
+    run = run_program(*command, "--output", tmp_path, cwd=ROOT)
     assert run.returncode == 0, run.stderr[-2000:]
     summary = json.loads((tmp_path / "rays-cpu.json").read_text())
     rows = {(row["part"], row["what"]): row for row in summary["rows"]}

@@ -1,18 +1,16 @@
 """The splatting half of benchmarks/rendering.py and benchmarks/rendering_truth.py, tiny, on a CPU."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm_start import run_program
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(tmp_path, *arguments):
-    command = [sys.executable, *arguments, "--smoke", "--output", str(tmp_path)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    result = run_program(*arguments, "--smoke", "--output", tmp_path, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-2000:]
 
 

@@ -2,19 +2,15 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+from warm_start import run_program
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "training.py"
 
 
 def test_smoke(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--smoke", "--variants", "plain", "fast", "--output", str(tmp_path)]
-    run = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    )
+    run = run_program(SCRIPT, "--smoke", "--variants", "plain", "fast", "--output", tmp_path)
     assert run.returncode == 0, run.stderr
     report = json.loads((tmp_path / "training-cpu.json").read_text())
     assert report["failures"] == {}

@@ -1,7 +1,7 @@
 """A process's place in a job: every sample once, whatever the number of ranks."""
 
 import pytest
-import torch.multiprocessing
+from warm_start import start_ranks
 
 from syntheocc.engine.ranks import Ranks
 
@@ -43,4 +43,4 @@ def test_every_rank_gets_every_value():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    torch.multiprocessing.spawn(_gather, (port,), nprocs=2)
+    start_ranks(_gather, (port,), 2)

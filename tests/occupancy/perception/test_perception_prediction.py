@@ -1,18 +1,15 @@
 """Prediction and evaluation as programs: remembered features, half precision, objects, what is missing or damaged."""
 
 import json
-import os
 import pickle
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from small_drives import write_drives
+from warm_start import run_program
 
 from syntheocc.engine.files import read_json
 from syntheocc.engine.trackers import read_log
@@ -25,8 +22,6 @@ from syntheocc.occupancy.perception import evaluate, predict, train
 from syntheocc.occupancy.perception.registry import model_entry
 from syntheocc.occupancy.perception.settings import EvaluateConfig, PredictConfig
 from syntheocc.occupancy.perception.sparseocc import SparseOcc, preset
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -180,14 +175,8 @@ def test_two_processes_and_infos_without_scenes_score_the_same(world, weights, t
     """RayIoU asks which frames belong together: the label folders say so where the infos do not."""
     assert not any(frame.scene for path in unsorted(world) for frame in read_infos(path, world))
     settings = {"metrics": "miou,rayiou", "info_path": ",".join(unsorted(world))}
-    program = [
-        "-m",
-        "syntheocc.occupancy.perception.evaluate",
-        *evaluation(world, weights, tmp_path / "two", **settings),
-    ]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*launch, *program], capture_output=True, text=True, env=environment)
+    arguments = evaluation(world, weights, tmp_path / "two", **settings)
+    done = run_program("-m", "syntheocc.occupancy.perception.evaluate", *arguments, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     settings.pop("info_path")
     assert evaluate.main(evaluation(world, weights, tmp_path / "one", **settings)) == 0

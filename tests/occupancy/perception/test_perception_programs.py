@@ -1,18 +1,15 @@
 """Training, prediction and evaluation as programs, on a tree of two key frames."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from small_drives import write_drives
 from test_backbones import published_state
+from warm_start import run_program
 
 from syntheocc.engine.trackers import read_log
 from syntheocc.occupancy.data.infos_writing import write_infos
@@ -22,7 +19,6 @@ from syntheocc.occupancy.grids import OCC3D_NUSCENES, OccupancyGrid
 from syntheocc.occupancy.perception import evaluate, predict, train
 from syntheocc.occupancy.perception.sparseocc import SparseOcc
 
-ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = {"preset": "tiny", "global_batch_size": 2, "micro_batch_size": 1, "lr_warmup_steps": 1}
 
 
@@ -97,10 +93,7 @@ def test_two_processes_train_one_model(root, tmp_path):
     settings = {"backbone_weights": weights, "labels_root": tmp_path / "gts", "learning_rate": 1e-7}
     settings |= {"validation_steps": 3, "validation_info_path": root / "named.pkl"}
     assert train.main(train_flags(root, one, **settings)) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    program = ["-m", "syntheocc.occupancy.perception.train", *train_flags(root, two, **settings)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*launch, *program], capture_output=True, text=True, env=environment)
+    done = run_program("-m", "syntheocc.occupancy.perception.train", *train_flags(root, two, **settings), ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert curve(two) == pytest.approx(curve(one), rel=1e-5)
     norms = [[line["grad_norm"] for line in read_log(folder / "log.jsonl")] for folder in (one, two)]

@@ -2,8 +2,8 @@
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
+from warm_start import start_ranks
 
 from syntheocc.occupancy.perception.shared_norms import SharedBatchNorm, share_batch_norms
 
@@ -42,7 +42,7 @@ def weights():
 
 
 def test_two_processes_are_as_one(tmp_path):
-    mp.spawn(process, (str(tmp_path),), nprocs=2)
+    start_ranks(process, (str(tmp_path),), 2)
     out, gradient, gradients, statistics = trained(network(), samples(), weights())
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     torch.testing.assert_close(torch.cat([part[0] for part in parts]), out, rtol=1e-12, atol=1e-9)

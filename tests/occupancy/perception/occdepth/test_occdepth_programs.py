@@ -1,16 +1,14 @@
 """OccDepth trained, resumed, divided, predicted with, scored, drawn and submitted by the programs, on a KITTI tree."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from kitti_scene import write_planes
 from PIL import Image
+from warm_start import run_program, start_ranks
 
 from syntheocc.commands import main
 from syntheocc.engine.trackers import read_log
@@ -98,12 +96,8 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tree, trained, tmp_pa
 @pytest.mark.slow
 def test_two_processes_make_the_same_curve(tree, trained, tmp_path):
     """Each sees one of the two samples; norms and losses are those of both."""
-    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     arguments = train_flags(tree, tmp_path, max_train_steps=2)
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*program, "syntheocc.occupancy.perception.train", *arguments], env=environment, capture_output=True, text=True
-    )
+    done = run_program("-m", "syntheocc.occupancy.perception.train", *arguments, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     alone, divided = read_log(trained / "log.jsonl")[:2], read_log(tmp_path / "log.jsonl")
     for a, b in zip(alone, divided, strict=True):
@@ -137,7 +131,7 @@ def gradients(tree, indices, shared=False):
 
 @pytest.mark.slow
 def test_division_in_float64(tree, tmp_path):
-    torch.multiprocessing.spawn(divided, (str(tmp_path), str(tree)), nprocs=2)
+    start_ranks(divided, (str(tmp_path), str(tree)), 2)
     whole, parts = gradients(tree, [0, 1]), [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for name, wanted in whole.items():
         torch.testing.assert_close((parts[0][name] + parts[1][name]) / 2, wanted, rtol=1e-6, atol=1e-9, msg=name)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from warm_start import start_ranks
 
 from syntheocc.occupancy.losses import frequency_weights
 from syntheocc.occupancy.perception.sparseocc.criterion import SparseOccCriterion
@@ -182,7 +183,7 @@ def _rank(rank: int, file: str, folder: str) -> None:
 
 def test_the_loss_of_a_batch_does_not_depend_on_how_many_processes_share_it(tmp_path):
     """Two processes with one sample each, one without a segment: their mean is the loss of both in one process."""
-    torch.multiprocessing.spawn(_rank, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    start_ranks(_rank, (str(tmp_path / "store"), str(tmp_path)), 2)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for name, value in losses_of_samples([0, 2]).items():
         torch.testing.assert_close(torch.stack([part[name] for part in parts]).mean(), value)
