@@ -1,7 +1,6 @@
 """The loop in processes of its own: several ranks, and kills without warning."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from line_problem import LineConfig, main, train
+from warm_start import warm_context
 
 from syntheocc.engine.checkpoints import CheckpointFolder
 from syntheocc.engine.state import load_state, load_tensors
@@ -48,18 +48,13 @@ def outcomes(ranks, folder):
 @pytest.fixture(scope="module")
 def start():
     """Starts the program in a process forked from one that has imported everything: 0.1 s instead of six."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{PROGRAM.parent}")
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["line_problem", "accelerate", "torch._dynamo", "tqdm", "safetensors.torch"])
 
-        def process(arguments, **environ):
-            job = context.Process(target=main, args=(arguments, environ))
-            job.start()
-            return job
+    def process(arguments, **environ):
+        job = warm_context().Process(target=main, args=(arguments, {"ACCELERATE_USE_CPU": "true"} | environ))
+        job.start()
+        return job
 
-        yield process
+    return process
 
 
 def curve(folder):
