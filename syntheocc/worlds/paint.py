@@ -134,9 +134,13 @@ def _paint_tiles(plan, x, y, corner, labels, materials, choice: _Choice) -> None
     # A verge that is paved belongs to the sidewalk.
     paved = np.array([m == choice.sidewalk[i] for i, m in enumerate(choice.verge)])
     label[on_verge & paved[nearest]] = SIDEWALK
+    # Repairs and holes are small: each is looked for in the few tiles that reach it.
+    low, high = (np.stack([extreme(v, (-2, -1)) for v in (s, d)]) for extreme in (np.min, np.max))  # [2, R, M]
     for i, s0, s1, d0, d1, patch in choice.repairs:
-        inside = (s[i] > s0) & (s[i] < s1) & (d[i] > d0) & (d[i] < d1) & (on_road | on_walk) & (nearest == i)
-        material[inside] = patch
+        t = _reached(low[:, i], high[:, i], (s0, d0), (s1, d1))
+        st, dt = s[i, t], d[i, t]
+        inside = (st > s0) & (st < s1) & (dt > d0) & (dt < d1) & (on_road[t] | on_walk[t]) & (nearest[t] == i)
+        material[t] = np.where(inside, np.uint8(patch), material[t])
     material[on_walk & (curb < 0.18)] = choice.curb
     line = np.zeros(x.shape, bool)
     for i, road in enumerate(plan.roads):
@@ -171,7 +175,9 @@ def _paint_tiles(plan, x, y, corner, labels, materials, choice: _Choice) -> None
             stop = coming & (edges[i] < -road.parking) & (np.abs(clear - r - 4.3) < 0.2) & (np.abs(d[i]) > road.median)
             line |= stop
     for i, s0, d0 in choice.holes:
-        material[on_road & (np.hypot(s[i] - s0, d[i] - d0) < 0.34)] = choice.hole
+        t = _reached(low[:, i], high[:, i], (s0 - 0.35, d0 - 0.35), (s0 + 0.35, d0 + 0.35))
+        hole = on_road[t] & (np.hypot(s[i, t] - s0, d[i, t] - d0) < 0.34)
+        material[t] = np.where(hole, np.uint8(choice.hole), material[t])
     material[line & on_road] = choice.line
     painted = curb < widths + verges
     rows = corner[:, 0, None, None] + np.arange(_TILE)[:, None]
@@ -179,6 +185,12 @@ def _paint_tiles(plan, x, y, corner, labels, materials, choice: _Choice) -> None
     rows, columns = np.broadcast_arrays(rows, columns)
     labels[rows[painted], columns[painted]] = label[painted]
     materials[rows[painted], columns[painted]] = material[painted]
+
+
+def _reached(low: np.ndarray, high: np.ndarray, lower: tuple, upper: tuple) -> np.ndarray:
+    """Indices of the tiles that may hold points between two corners; extremes of s and d of every tile [2, M]."""
+    corners = np.array([lower, upper])[..., None]
+    return np.flatnonzero(((high > corners[0]) & (low < corners[1])).all(0))
 
 
 def _paint_lot(plan: Plan, lot: Lot, labels, materials, paint: Palette, random: np.random.Generator) -> None:
