@@ -2,13 +2,13 @@
 
 import json
 import math
-import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from warm_start import run_program
 
 from syntheocc.engine.ranks import Ranks
 from syntheocc.evaluation.bootstrap import Resamples
@@ -143,8 +143,8 @@ def test_rare_objects_stand_in_both_grids_and_are_told_apart():
 
 @pytest.mark.slow
 def test_the_program_at_a_tiny_size(tmp_path):
-    command = [sys.executable, str(ROOT / "benchmarks" / "exchange_rate.py"), "--smoke", "--output", str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, timeout=900)
+    done = run_program(ROOT / "benchmarks" / "exchange_rate.py", "--smoke", "--output", tmp_path, timeout=550)
+    assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["failures"] == [] and len(report["runs"]) == 6 and report["inserted_objects"] > 0
     assert set(report["levels"]) == {"val", "new scenes", "new assets"}

@@ -1,13 +1,13 @@
 """What the 3D judge reads, and the tables of benchmarks/occupancy_judge.py; the whole program at a tiny size."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from warm_start import run_program
 
 from syntheocc.occupancy.cameras import NUSCENES_CAMERAS
 from syntheocc.occupancy.perception.dataset import OccupancyFrames, Sampling
@@ -128,8 +128,8 @@ def test_tables_by_hand(found, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_program_at_a_tiny_size(tmp_path):
-    command = [sys.executable, str(ROOT / "benchmarks" / "occupancy_judge.py"), "--smoke", "--output", str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    done = run_program(ROOT / "benchmarks" / "occupancy_judge.py", "--smoke", "--output", tmp_path, timeout=550)
+    assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["scenes"] == 2 and report["failures"] == [] and len(report["disagreement"]["scenes"]) == 2
     assert len(list(tmp_path.glob("apart-*.jpg"))) == 2

@@ -2,13 +2,13 @@
 
 import json
 import math
-import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from warm_start import run_program
 
 from syntheocc.evaluation.bootstrap import Resamples
 from syntheocc.occupancy.grids import GridSpec, Preset
@@ -160,12 +160,10 @@ def test_every_arm_sees_the_same_samples_and_the_rate_ends_at_zero():
 
 @pytest.mark.slow
 def test_two_processes_train_examine_and_report(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29533"]
     arguments = ["--smoke", "--device", "cpu", "--arms", "1f,4f_accumulated", "--output", str(tmp_path)]
     reports = []
     for levels in ("val,new rig", "val"):  # the second finds its arms done
-        called = [*command, "benchmarks/perception.py", *arguments, "--levels", levels]
-        result = subprocess.run(called, cwd=ROOT, capture_output=True, text=True)
+        result = run_program("benchmarks/perception.py", *arguments, "--levels", levels, ranks=2, cwd=ROOT)
         assert result.returncode == 0, result.stderr[-3000:]
         reports.append(json.loads((tmp_path / "report.json").read_text()))
     assert "done before" in result.stdout

@@ -1,14 +1,12 @@
 """The scripts of examples/nano: from the first frame to a pipeline folder that loads, and on from there."""
 
 import json
-import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+from warm_start import run_program
 
 from syntheocc.pipelines import SyntheOccPipeline
 from syntheocc.worlds.street import example_street
@@ -16,14 +14,8 @@ from syntheocc.worlds.street import example_street
 NANO = Path(__file__).resolve().parents[2] / "examples" / "nano"
 
 
-def run(script: str, *flags: str, processes: int = 1) -> str:
-    start = [sys.executable]
-    if processes > 1:
-        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(NANO.parents[1])}
-    done = subprocess.run(
-        [*start, str(NANO / script), *flags], capture_output=True, text=True, env=environment, timeout=300
-    )
+def run(script: str, *flags: str, ranks: int = 0) -> str:
+    done = run_program(NANO / script, *flags, ranks=ranks)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
@@ -66,6 +58,6 @@ def test_a_second_job_goes_on_from_the_first_ones_checkpoint(trained):
 
 @pytest.mark.slow
 def test_two_processes_train_together(tmp_path):
-    said = run("train.py", "--smoke", "--device=cpu", f"--output={tmp_path}", processes=2)
+    said = run("train.py", "--smoke", "--device=cpu", f"--output={tmp_path}", ranks=2)
     assert "4 training frames of 2 scenes" in said and "3 steps of 4 samples" in said
     assert list(tmp_path.glob("syntheocc-nano-*.tar"))

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from warm_start import run_program
 
 from syntheocc import SyntheOccPipeline
 from syntheocc.commands.world import WorldConfig
@@ -47,12 +48,15 @@ def flags(world, sd_folder) -> dict:
     }
 
 
+def arguments(flags: dict, **changes) -> list[str]:
+    return [f"--{name}={value}" for name, value in {**flags, **changes}.items()]
+
+
 def start(launcher: list[str], flags: dict, **changes) -> subprocess.Popen:
     """`train.py` in two processes without GPUs."""
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    arguments = [f"--{name}={value}" for name, value in {**flags, **changes}.items()]
-    command = [sys.executable, "-m", *launcher, str(ROOT / "train.py"), *arguments]
+    command = [sys.executable, "-m", *launcher, str(ROOT / "train.py"), *arguments(flags, **changes)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ)
 
 
@@ -83,11 +87,9 @@ def test_two_processes_stop_resume_and_keep_the_curve(flags, tmp_path):
     assert [path.name for path in out.glob("checkpoint-*")] == [f"checkpoint-{done}"], first
     assert not (out / "model_index.json").exists()
 
-    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    job = start(launcher, flags, output_dir=out, resume_from_checkpoint="latest")
-    second, _ = job.communicate(timeout=250)
-    assert job.returncode == 0, second
-    assert f"trained {STEPS} steps" in second
+    again = run_program(ROOT / "train.py", *arguments(flags, output_dir=out, resume_from_checkpoint="latest"), ranks=2)
+    assert again.returncode == 0, again.stderr
+    assert f"trained {STEPS} steps" in again.stdout + again.stderr
 
     alone = tmp_path / "one"
     assert run(TrainConfig(**flags, output_dir=alone)) == 0
