@@ -73,10 +73,10 @@ def main(argv: list[str] | None = None) -> dict | None:
         args.scenes = 64 if args.mode == "sweep" else 200
     if args.smoke:
         args.model, args.image_size, args.scenes = "tiny", (64, 32), 2
-        args.steps, args.batch, args.workers, args.resamples, args.train_batch = 2, 2, 0, 50, 2
+        args.steps, args.batch, args.workers, args.resamples, args.train_batch = 1, 2, 0, 50, 2
         args.judge_batch = 4
         args.dose_scenes = args.edit_scenes = 2
-        args.settings = "2,1,1 2,2,2"
+        args.settings = "1,1,1 1,2,2"
         if args.mode == "arms":
             args.arms = args.arms or "rgb_depth,categorical_spc4"
     if args.mode == "evaluate":

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> dict | None:
     if args.smoke:
         args.model, args.weights, args.judge = "tiny", "tiny", None
         args.image_size, args.scenes, args.tuning_scenes, args.sheets = (64, 32), 2, 1, 1
-        args.steps, args.batch, args.workers, args.resamples, args.thresholds = 2, 2, 0, 50, "0.01,0.1"
+        args.steps, args.batch, args.workers, args.resamples, args.thresholds = 1, 2, 0, 50, "0.01,0.1"
     from occupancy_judge_run import run
 
     return run(args)

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: the real sample files, and a hand-made six-camera rig."""
 
+import fcntl
 import math
 import os
 import sys
@@ -60,6 +61,27 @@ def six_cameras() -> CameraRig:
             for name, yaw in zip(NUSCENES_CAMERAS, yaws, strict=True)
         }
     )
+
+
+@pytest.fixture(scope="session")
+def street_root(tmp_path_factory) -> Path:
+    """A data root of one street scene: three key frames of small pictures, all tables, labels and infos.
+
+    Nobody writes into it: it takes seconds, and is made once for the workers of all processes (pytest-xdist).
+    """
+    from syntheocc.worlds.scene import make_scene
+    from syntheocc.worlds.tree import finish_tree, write_scene
+
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    root = folder / "street" / "nuscenes"
+    with open(folder / "street.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (done := root.parent / "done").is_file():
+            write_scene(make_scene(11, key_frames=3, image_size=(96, 56)), root)
+            finish_tree(root)
+            done.touch()
+    return root
 
 
 @pytest.fixture(autouse=True)

@@ -101,15 +101,3 @@ def tiny_model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-model")
     SyntheOccPipeline(**tiny_components(seed=0, pixel_origin="corner")).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def street_root(tmp_path_factory) -> Path:
-    """A data root of one street scene: three key frames of small pictures, all tables, labels and infos."""
-    from syntheocc.worlds.scene import make_scene
-    from syntheocc.worlds.tree import finish_tree, write_scene
-
-    root = tmp_path_factory.mktemp("street") / "nuscenes"
-    write_scene(make_scene(11, key_frames=3, image_size=(96, 56)), root)
-    finish_tree(root)
-    return root

@@ -15,8 +15,6 @@ from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.perception import OccFlowNet, evaluate, predict, train
 from syntheocc.occupancy.perception.registry import model_entry
 from syntheocc.occupancy.perception.volume_entry import VolumeEntry, render_sampling
-from syntheocc.worlds.scene import make_scene
-from syntheocc.worlds.tree import finish_tree, write_scene
 
 # The programs predict Occ3D's grid, which takes a CPU seconds a step.
 NAMES = [pytest.param(name, marks=pytest.mark.slow) for name in ("occflownet", "splattingocc", "renderocc")]
@@ -33,11 +31,8 @@ def on_the_cpu(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("world") / "nuscenes"
-    write_scene(make_scene(11, key_frames=3, image_size=(96, 54)), root)
-    finish_tree(root)
-    return root
+def root(street_root):
+    return street_root
 
 
 def flags(**settings):
