@@ -2,12 +2,14 @@
 
 import fcntl
 import math
+import multiprocessing
 import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from warm_start import warm_context
 
 from syntheocc.occupancy.cameras import NUSCENES_CAMERAS, Camera, CameraRig
 
@@ -82,6 +84,14 @@ def street_root(tmp_path_factory) -> Path:
             finish_tree(root)
             done.touch()
     return root
+
+
+@pytest.fixture
+def warm_workers(monkeypatch):
+    """Workers that a job would spawn are forked from the warm process: they do the same, and need no import."""
+    if not os.environ.get("COLD_START"):
+        context = warm_context()
+        monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: context)
 
 
 @pytest.fixture(autouse=True)

@@ -253,7 +253,7 @@ def test_bad_predictions_are_named(folders, arrays, message):
         run(folders.config(metrics="miou,raypq"))
 
 
-def test_bad_files_and_labels_are_named(folders):
+def test_bad_files_and_labels_are_named(folders, warm_workers):
     (folders.pred / "t1.npz").write_bytes(b"PK")
     with pytest.raises(ValueError, match="sample t1: .*t1.npz: cannot be read"):
         run(folders.config(metrics="miou", workers=2))

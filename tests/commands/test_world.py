@@ -27,7 +27,7 @@ def written(tmp_path_factory):
     return root
 
 
-def test_the_same_bytes_with_two_workers(written, tmp_path):
+def test_the_same_bytes_with_two_workers(written, tmp_path, warm_workers):
     assert main(["world", "--out", str(tmp_path), *SMALL, "--workers", "2"]) == 0
     assert digests(tmp_path) == digests(written)
 
@@ -52,7 +52,7 @@ def test_other_settings_need_another_folder(written, capsys):
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_scenes_that_fail_are_told(workers, tmp_path, capsys):
+def test_scenes_that_fail_are_told(workers, tmp_path, capsys, warm_workers):
     """A file stands where the samples' folder should be, so that no scene can be written."""
     (tmp_path / "samples").touch()
     assert main(["world", "--out", str(tmp_path), *SMALL, "--workers", workers]) == 1

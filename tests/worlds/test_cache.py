@@ -54,7 +54,7 @@ def test_saved_joined_and_selected_caches_hold_the_same_frames(cache, tmp_path):
     assert torch.equal(picked.rig(0)["CAM_BACK"].cam2ego, cache.rig(1)["CAM_BACK"].cam2ego)
 
 
-def test_workers_make_the_same_scenes_and_stop_in_time(cache):
+def test_workers_make_the_same_scenes_and_stop_in_time(cache, warm_workers):
     made = build_cache("train", range(3, 10_000), 2, image_size=SIZE, workers=1, seconds=0.0)
     assert made.scenes == [3, 3] and torch.equal(made.images, cache.images)
 
