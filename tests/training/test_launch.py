@@ -11,8 +11,6 @@ import pytest
 from warm_start import run_program
 
 from syntheocc import SyntheOccPipeline
-from syntheocc.commands.world import WorldConfig
-from syntheocc.commands.world import run as make_world
 from syntheocc.engine.trackers import read_log
 from syntheocc.training.config import TrainConfig
 from syntheocc.training.train import run
@@ -21,19 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = 8
 
 
-@pytest.fixture(scope="session")
-def world(tmp_path_factory) -> Path:
-    """One training scene of two key frames, 48x32."""
-    root = tmp_path_factory.mktemp("world")
-    assert make_world(WorldConfig(out=root, scenes=1, val_scenes=0, key_frames=2, size="48x32", workers=1)) == 0
-    return root
-
-
 @pytest.fixture
-def flags(world, sd_folder) -> dict:
+def flags(street_root, sd_folder) -> dict:
     return {
         "pretrained_model_name_or_path": str(sd_folder),
-        "dataroot_path": world,
+        "dataroot_path": street_root,
         "width": 48,
         "height": 32,
         "max_train_steps": STEPS,
