@@ -97,7 +97,8 @@ def contender(size: str, image_size: tuple[int, int]) -> dict[str, Any]:
         name, _, preset = arm.model.partition("/")
         entry: Any = model_entry(name)
         config, recipe = entry.preset(f"{preset}_{size}")
-        model = entry.model_class(config)
+        # All rays that were kept: they cost a tenth of what the trunk does.
+        model = entry.model_class(replace(config, rays_per_sample=RAYS.num_rays))
         classes[type(model)] = name
         # Not among the model's state: what the arm's rays weigh, and which it learns from.
         model.recipe_rays = recipe.rays
@@ -128,7 +129,7 @@ def contender(size: str, image_size: tuple[int, int]) -> dict[str, Any]:
         "losses": losses,
         "groups": lambda model, rate: [{"params": list(model.parameters()), "lr": rate}],
         "predict": predict,
-        "settings": (0.5, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8),
+        "settings": (0.5, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.7),
         "setting": "opacity",
         "save": lambda model, folder: model.save_pretrained(folder),
     }

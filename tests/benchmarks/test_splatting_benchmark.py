@@ -32,3 +32,13 @@ def test_true_occupancy_is_scored(tmp_path):
     assert rows["volume, voxel by voxel"]["voxel_distance_solid"] < 0.3
     assert rows["splats of 0.15 m, opacity 1.0"]["voxel_distance_solid"] < 0.3
     assert rows["splats of 0.1 m, opacity 1.0"]["stopped"] < rows["splats of 0.2 m, opacity 1.0"]["stopped"]
+
+
+@pytest.mark.slow
+def test_the_losses_ask_for_the_truth(tmp_path):
+    """As the presets have them; wide Gaussians that end at points want the scene one voxel lower."""
+    run(tmp_path, "benchmarks/rendering_losses.py")
+    rows = json.loads((tmp_path / "rendering-losses.json").read_text())["rows"]
+    ratio = {(row["design"], row["surfaces"]): row["ratio"] for row in rows}
+    assert ratio["SplattingOcc, 0.12 m", "voxels"] > 1.2
+    assert ratio["SplattingOcc, 0.2 m", "points"] < 1

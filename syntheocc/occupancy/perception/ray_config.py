@@ -16,6 +16,7 @@ from syntheocc.occupancy.losses.voxels import frequency_weights
 
 __all__ = [
     "FILTER_CLASSES",
+    "FLAT_CLASSES",
     "FLOW_CLASSES",
     "RayConfig",
     "published_occflownet_rays",
@@ -28,6 +29,8 @@ __all__ = [
 FILTER_CLASSES = (0, 1, 3, 4, 5, 7, 9, 10)
 # What boxes move.
 FLOW_CLASSES = (2, 3, 4, 5, 6, 7, 9, 10)
+# Level ground.
+FLAT_CLASSES = (11, 12, 13, 14)
 
 
 @dataclass(frozen=True, kw_only=True)

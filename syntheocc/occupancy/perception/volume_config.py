@@ -42,6 +42,11 @@ class VolumeConfig:
     ray_weight: float = 1.0
     """Of the losses on rendered rays; 0: no 2D labels are used (the 3D-supervised trunk)."""
 
+    voxel_surfaces: bool = True
+    """A ray may be stopped anywhere in the voxel of its point, on level ground anywhere in its layer, and what is in
+    front counts from there (`rendering.surfaces`); otherwise at the point itself, which the true occupancy does not.
+    The published depths (`legacy`) know points only."""
+
     panoptic: ClassVar[bool] = False
 
     def __post_init__(self):

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from syntheocc.occupancy.perception.batch import OccupancyBatch
 from syntheocc.occupancy.perception.depth_supervision import depth_bin_loss, ray_depths
 from syntheocc.occupancy.perception.photometric import apply_photometric
+from syntheocc.occupancy.perception.ray_config import FLAT_CLASSES
 from syntheocc.occupancy.perception.registry import GeneratorOf
 from syntheocc.occupancy.perception.view_transform import LiftCameras
 from syntheocc.occupancy.perception.volume_model import VolumeModel, VolumeOutput
 from syntheocc.occupancy.rendering.gaussian import mirrored_axes, unflip
 from syntheocc.occupancy.rendering.ray_choice import choose_rays
 from syntheocc.occupancy.rendering.rays import BoxMotion, RayLabels
+from syntheocc.occupancy.rendering.surfaces import front_limits, surface_stretch
 from syntheocc.occupancy.taxonomy import UNKNOWN
 
 __all__ = ["VolumeStep", "unaugmented", "voxel_losses"]
@@ -61,6 +63,21 @@ class VolumeStep(nn.Module, ABC):
             motion: of boxes between the rays' frames.
             generators: one a sample, or one for all; they jitter the places where rays are looked at.
         """
+
+    def depth_target(self, rendered: Tensor, rays: RayLabels) -> Tensor:
+        """What rendered depths [R] should have been, metres: themselves where their voxel may stop the ray."""
+        config = self.model.config
+        if not config.voxel_surfaces:
+            return rays.distance
+        enter, leave = surface_stretch(rays, config.grid, FLAT_CLASSES)
+        return rendered.detach().to(enter).clamp(enter, leave)
+
+    def front_limits(self, rays: RayLabels, margin: float, height: float) -> Tensor:
+        """Up to where rays must be free, [R] metres; see `rendering.surfaces.front_limits`."""
+        config = self.model.config
+        if not config.voxel_surfaces:
+            return rays.distance - margin
+        return front_limits(rays, config.grid, FLAT_CLASSES, margin, height)
 
     def ray_weights(self, rays: RayLabels) -> Tensor:
         """How likely each ray is drawn, [R]; all alike unless a model says otherwise."""

@@ -40,7 +40,7 @@ class OccFlowNetStep(VolumeStep):
             generators=generators,
         )
         # What is rendered is a length along the ray; the published system compares it with the camera's z.
-        target = rays.depth if config.legacy else rays.distance
+        target = rays.depth if config.legacy else self.depth_target(rendered.depth, rays)
         return {
             "depth": config.depth_weight * depth_loss(rendered.depth, target, rays.weights),
             "semantics": config.semantic_weight * semantic_loss(rendered.semantics, rays.labels, rays.weights),

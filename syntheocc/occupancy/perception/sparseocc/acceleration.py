@@ -46,8 +46,8 @@ class RecordedSparseOcc:
 
     Launching its kernels one by one takes the CPU twice as long as the GPU needs to run them (preset `small`, eight
     samples). Points in masks and dropout come from torch's own random state, so that one process draws others than
-    two; where samples have generators of their own, call the model itself. Not yet confirmed on a GPU: compare its
-    losses with the model's own first, as `benchmarks/perception.py` does before it relies on a recording.
+    two; where samples have generators of their own, call the model itself. Record while nothing else
+    holds a graph of the model's parameters (an earlier output, a loss): what does keeps their gradients on its stream.
 
     Args:
         model: in training mode. Its parameters may be changed in place, not replaced.

@@ -49,6 +49,11 @@ class SplattingOccConfig(VolumeConfig):
             raise ValueError("training looks along rays: splats.response must be 'ray', 'ewa' paints images")
 
     @property
+    def reach(self) -> float:
+        """Metres that a voxel's Gaussian can be met above the voxel: where it answers by a twenty-fifth."""
+        return max(0.0, 2.5 * self.splats.scale - self.grid.voxel_size[2] / 2)
+
+    @property
     def extras(self) -> int:
         """How many numbers a voxel are learnt besides opacity and classes."""
         return int(self.learn_scale) + 3 * int(self.learn_offset)

@@ -3,17 +3,19 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from syntheocc.occupancy.grids import OCC3D_NUSCENES
 from syntheocc.occupancy.losses.class_weights import OCC3D_COUNTS
 from syntheocc.occupancy.losses.voxels import frequency_weights
 from syntheocc.occupancy.perception.ray_config import RayConfig, published_renderocc_rays
 from syntheocc.occupancy.perception.splattingocc.config import RenderOccConfig, SplattingOccConfig
+from syntheocc.occupancy.perception.trunk import TrunkConfig
 from syntheocc.occupancy.perception.volume_heads import HeadConfig
 from syntheocc.occupancy.perception.volume_presets import PUBLISHED_TRUNK, R50_TRUNK, SMALL_TRUNK, TINY_TRUNK
 from syntheocc.occupancy.perception.volume_recipe import RenderRecipe
 from syntheocc.occupancy.rendering.dvgo import DvgoSettings
+from syntheocc.occupancy.rendering.gaussian import SplatSettings
 
 _WEIGHTS = tuple(frequency_weights(OCC3D_COUNTS).tolist())
 # Depth is learnt up to 52 m, which no crop to the grid's 40 m may cut off.
@@ -24,6 +26,8 @@ _HEADS = HeadConfig(channels=32, hidden=(64,), activation="softplus", density_ou
 # Two samples a voxel of 29 % each: the raw density at which a voxel stops half of a ray.
 HALF_OPAQUE = 13.8155
 PUBLISHED_THRESHOLD = 8.5
+# Of Gaussians, in voxels.
+SCALE = 0.3
 
 
 class SplattingOccPreset(NamedTuple):
@@ -40,9 +44,18 @@ class RenderOccPreset(NamedTuple):
     recipe: RenderRecipe
 
 
+def _splats(trunk: TrunkConfig) -> SplatSettings:
+    return SplatSettings(scale=SCALE * trunk.grid.voxel_size[0])
+
+
 def splattingocc() -> SplattingOccPreset:
-    """Three key frames, Gaussians of 0.2 m that move with boxes; Swin-B at 512 x 1408."""
+    """Three key frames, Gaussians of 0.12 m that move with boxes; Swin-B at 512 x 1408.
+
+    At 0.2 m (4.2) the Gaussians of a road reach so far up that rays along it meet them metres too early: the losses
+    then prefer the whole scene one voxel lower to the true one (docs/splatting.md).
+    """
     model = SplattingOccConfig(
+        splats=_splats(PUBLISHED_TRUNK),
         trunk=PUBLISHED_TRUNK,
         heads=replace(_HEADS, density_bias=-2.0),
         taxonomy=OCC3D_NUSCENES.taxonomy,
@@ -101,7 +114,10 @@ def _sized(function: Callable, preset: type, size: str):
         heads = replace(model.heads, channels=32, hidden=(64,))
         return preset(replace(model, trunk=SMALL_TRUNK, heads=heads, rays_per_sample=4096), _short(recipe))
     heads = replace(model.heads, channels=16, hidden=(16,))
-    changes = {"render": replace(model.render, far=24.0)} if isinstance(model, RenderOccConfig) else {}
+    if isinstance(model, RenderOccConfig):
+        changes: dict[str, Any] = {"render": replace(model.render, far=24.0)}
+    else:
+        changes = {"splats": _splats(TINY_TRUNK)}
     model = replace(model, trunk=TINY_TRUNK, heads=heads, rays_per_sample=512, **changes)
     return preset(model, replace(_short(recipe), epochs=1, batch_size=2, warmup_steps=1))
 

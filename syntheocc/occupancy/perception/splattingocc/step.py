@@ -67,7 +67,7 @@ class SplattingOccStep(VolumeStep):
             SplatRays.from_labels(rays),
             config.splats,
             moves,
-            front_limits=rays.distance - config.free_margin,
+            front_limits=self.front_limits(rays, config.free_margin, config.reach),
             backend=self.backend,
         )
         weights = rays.weights * torch.where(rays.is_key, 1.0, config.neighbour_weight)
@@ -81,7 +81,7 @@ class SplattingOccStep(VolumeStep):
         assert seen.front is not None
         return {
             "semantics": config.semantic_weight * semantics,
-            "depth": config.depth_weight * silog_loss(seen.depth, rays.distance, weights, known),
+            "depth": config.depth_weight * silog_loss(seen.depth, self.depth_target(seen.depth, rays), weights, known),
             "hit": config.hit_weight * hit_loss(seen.weight_sum, weights),
             "free": config.free_weight * free_space_loss(seen.front, weights),
             "entropy": config.entropy_weight * binary_entropy(gaussians.opacity),
@@ -121,14 +121,15 @@ class RenderOccStep(VolumeStep):
             keep_samples=True,
         )  # fmt: skip
         assert seen.sample_weights is not None and seen.midpoints is not None and seen.lengths is not None
-        target = rays.depth if config.render.legacy else rays.distance
+        measured = rays.depth if config.render.legacy else rays.distance
+        target = measured if config.render.legacy else self.depth_target(seen.depth, rays)
         # The distortion is of lengths in units of the radius, in both geometries.
         radius = config.render.radius
         distortion = distortion_loss(seen.sample_weights, seen.midpoints / radius, seen.lengths / radius)
         return {
             "semantics": config.semantic_weight
             * semantic_loss(seen.semantics, rays.labels, rays.weights, weighted=True),
-            "depth": config.depth_weight * silog_loss(seen.depth, target, mask=target <= config.max_depth),
+            "depth": config.depth_weight * silog_loss(seen.depth, target, mask=measured <= config.max_depth),
             "entropy": config.entropy_weight * binary_entropy(seen.weight_sum),
             "distortion": config.distortion_weight * distortion,
         }
