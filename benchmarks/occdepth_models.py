@@ -25,7 +25,7 @@ from perception_data import Workshop
 from perception_models import Arm, Contender, Schedule, Training
 from perception_run import save_arrays
 from perception_scores import commonest
-from processes import Clock, agreed, device_of, group, kept_going
+from processes import Clock, agreed, device_of, fair_share, group, kept_going
 from run_arguments import add_run_arguments, with_workers
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -144,6 +144,8 @@ def run(args: argparse.Namespace) -> dict | None:
     ranks, clock = Ranks.from_environment(), Clock(args.seconds)
     torch.set_num_threads(max(1, args.threads))
     device = device_of(ranks, args.device)
+    # Measuring algorithms took each arm 40 s of a run of minutes and won nothing (0.192 and 0.188 s a step without).
+    torch.backends.cudnn.benchmark = False
     arms = args.arms.split(",")
     model, config = contender(args), config_of(args.preset, "stereo_depth")
 
@@ -154,12 +156,12 @@ def run(args: argparse.Namespace) -> dict | None:
     with group(ranks, device):
         pairs, exams, facts = world(args, config, ranks, device, clock, say)
         mine = ranks.share(arms)
-        schedule, examining = planned(args, model, mine, pairs, exams, ranks, clock, say)
+        schedule, steps, examining = planned(args, model, mine, pairs, exams, ranks, clock, say)
         facts |= {"schedule": vars(schedule), "learning_from": len(pairs)}
         failures: list[str] = []
         for i, name in enumerate(mine):
             with kept_going(name, failures):
-                ends = clock.spent() + (clock.left() - RESERVE) / (len(mine) - i) - examining / len(mine)
+                ends = clock.spent() + fair_share(clock.left() - RESERVE - examining, steps, mine[i:])
                 one_arm(name, model, pairs, exams, schedule, args, say, lambda ends=ends: clock.spent() > ends)
         with kept_going("baseline", failures):
             if ranks.is_main:
@@ -209,10 +211,13 @@ def world(
 def planned(
     args: argparse.Namespace, model: Contender, mine: list[str], pairs: StereoPairs, exams: dict[str, StereoPairs],
     ranks: Ranks, clock: Clock, say: Any,
-) -> tuple[Schedule, float]:  # fmt: skip
-    """The schedule that all arms can keep, and seconds of this rank's exams; timed while all ranks are at it."""
+) -> tuple[Schedule, dict[str, float], float]:  # fmt: skip
+    """The schedule that all arms can keep, seconds of a step of each of this rank's and of its exams.
+
+    They are timed while all ranks are at it.
+    """
     schedule = Schedule(args.train_steps or 1000, args.batch, args.learning_rate, args.seed)
-    fit, stepping, examining = float(args.train_steps or 1e9), 0.0, 0.0
+    fit, stepping, examining = float(args.train_steps or 1e9), dict.fromkeys(mine, 1.0), 0.0
     if not args.train_steps:
         for name in mine:
             training = Training(model, arm_of(name), pairs, replace(schedule, steps=10_000), half=pairs.images.is_cuda)
@@ -227,14 +232,14 @@ def planned(
             count(predictor(training), few, training.model.config)
             asked = (now(pairs) - began) * sum(len(one) for one in exams.values()) / len(few)
             say(f"{name}: {step:.3f} s a step, {asked:.1f} s for the exams", everyone=True)
-            stepping, examining = stepping + step, examining + asked
+            stepping[name], examining = step, examining + asked
             del training
         if mine:
-            fit = (clock.left() - examining - RESERVE) / (1.03 * stepping)
+            fit = (clock.left() - examining - RESERVE) / (1.03 * sum(stepping.values()))
         fit = agreed(fit, ranks, pairs.images.device, "min")
     schedule = replace(schedule, steps=max(2, int(fit)))
     say(f"every arm has {schedule.steps} steps of {schedule.batch} samples, {clock.left():.0f} s are left")
-    return schedule, examining
+    return schedule, stepping, examining
 
 
 def arm_of(name: str) -> Arm:

@@ -13,7 +13,7 @@ from perception_checks import checked_operators
 from perception_data import ACCUMULATED, EXACT, Drives, Exam, Order, Workshop, drives_of_all, exam_of_all
 from perception_models import ARMS, MODELS, Arm, Contender, Schedule, Training, recording_agrees
 from perception_scores import AT_ONCE, best_setting, commonest, constant, count
-from processes import Clock, agreed, device_of, group, kept_going
+from processes import Clock, agreed, device_of, fair_share, group, kept_going
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -63,7 +63,7 @@ def run(args: Namespace) -> dict | None:
             facts["recorded"] = fault is None
             if fault is not None:
                 contender = replace(contender, record=None)
-        schedule = planned(args, contender, mine, drives, exams, ranks, clock, say)
+        schedule, steps = planned(args, contender, mine, drives, exams, ranks, clock, say)
         facts |= {"schedule": vars(schedule), "learning_from": len(drives)}
         say(f"every arm has {schedule.steps} steps of {schedule.batch} samples, {clock.left():.0f} s are left")
         best: tuple[float, str] = (-1.0, "")
@@ -71,7 +71,8 @@ def run(args: Namespace) -> dict | None:
             with kept_going(name, failures):
                 shown = lambda text, name=name: say(f"{name}: {text}", everyone=True)  # noqa: E731
                 # Of a rank's arms each has its share of the time; an arm that is cut short is better than a lost one.
-                ends = clock.spent() + (clock.left() - RESERVE) / (len(mine) - i) - exam_seconds(exams)
+                left = clock.left() - RESERVE - (len(mine) - i) * exam_seconds(exams)
+                ends = clock.spent() + fair_share(left, steps, mine[i:])
                 found = one_arm(
                     name, contender, drives, exams, schedule, args, shown, lambda ends=ends: clock.spent() > ends
                 )
@@ -141,37 +142,40 @@ def world(
 def planned(
     args: Namespace, contender: Contender, mine: list[str], drives: Drives, exams: dict[str, Exam], ranks: Ranks,
     clock: Clock, say: Any,
-) -> Schedule:  # fmt: skip
-    """The schedule that all arms can keep, from a few steps and an exam of each; the one of plan.json if there is."""
+) -> tuple[Schedule, dict[str, float]]:  # fmt: skip
+    """The schedule that all arms can keep, and seconds of a step of each of this rank's.
+
+    From a few steps and an exam of each; the schedule of plan.json if there is one.
+    """
     file = args.output / "plan.json"
     plan = {"model": args.model, "batch": args.batch, "seed": args.seed}
     kept = read_json(file) if file.is_file() else None
     if kept is not None and {key: kept.get(key) for key in plan} != plan:
         raise SystemExit(f"{file} is of another comparison: give an empty --output folder")
     if kept is not None:
-        return Schedule(kept["steps"], args.batch, kept["learning_rate"], args.seed)
+        return Schedule(kept["steps"], args.batch, kept["learning_rate"], args.seed), dict.fromkeys(mine, 1.0)
     trials = {} if args.learning_rate else tried_rates(args, contender, drives, ranks)
     rate = args.learning_rate or best_rate(trials)
     say(
         f"learning rate {rate:g}; mean losses of the trials: " + ", ".join(f"{r:g} {v:.2f}" for r, v in trials.items())
     )
     schedule = Schedule(args.train_steps or 1000, args.batch, rate, args.seed)
-    fit = float(args.train_steps or 1e9)
+    fit, stepping = float(args.train_steps or 1e9), dict.fromkeys(mine, 1.0)
     if not args.smoke:
-        stepping, examining = 0.0, 0.0
+        examining = 0.0
         for name in mine:
             timed = step_seconds(contender, ARMS[name], drives, exams, schedule)
             parts = ", ".join(f"{part} {seconds:.3f}" for part, seconds in timed[2].items())
             say(f"{name}: {timed[0]:.3f} s a step ({parts}), {timed[1]:.1f} s for the exams", everyone=True)
-            stepping, examining = stepping + timed[0], examining + timed[1]
+            stepping[name], examining = timed[0], examining + timed[1]
         if mine and not args.train_steps:
-            fit = (clock.left() - examining - RESERVE) / (1.03 * stepping)
+            fit = (clock.left() - examining - RESERVE) / (1.03 * sum(stepping.values()))
     fit = agreed(fit, ranks, drives.images.device, "min")
     steps = max(2, int(fit))
     # All ranks have looked for the plan before one writes it.
     if ranks.is_main:
         atomic_write_json(file, {**plan, "steps": steps, "learning_rate": rate, "trials": plain(list(trials.items()))})
-    return replace(schedule, steps=steps)
+    return replace(schedule, steps=steps), stepping
 
 
 def tried_rates(args: Namespace, contender: Contender, drives: Drives, ranks: Ranks) -> dict[float, float]:

@@ -3,7 +3,7 @@
 import os
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -25,6 +25,11 @@ class Clock:
     def left(self) -> float:
         """Seconds of the budget that are left; negative when it is overdrawn."""
         return self.budget - self.spent()
+
+
+def fair_share(seconds: float, steps: dict[str, float], names: Sequence[str]) -> float:
+    """What the first of the runs that are left has of the seconds: as much as a step of it takes beside the others."""
+    return seconds * steps[names[0]] / sum(steps[name] for name in names)
 
 
 def device_of(ranks: Ranks, name: str | None) -> torch.device:
