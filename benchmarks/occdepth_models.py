@@ -161,7 +161,9 @@ def run(args: argparse.Namespace) -> dict | None:
         failures: list[str] = []
         for i, name in enumerate(mine):
             with kept_going(name, failures):
-                ends = clock.spent() + fair_share(clock.left() - RESERVE - examining, steps, mine[i:])
+                # Exams of arms that are done are no longer to be paid for.
+                left = clock.left() - RESERVE - examining * (len(mine) - i) / len(mine)
+                ends = clock.spent() + fair_share(left, steps, mine[i:])
                 one_arm(name, model, pairs, exams, schedule, args, say, lambda ends=ends: clock.spent() > ends)
         with kept_going("baseline", failures):
             if ranks.is_main:

@@ -29,4 +29,4 @@ def index_sums(
     if copies > 1:
         index = index + size * (torch.arange(len(index), device=index.device) % copies)
     sums = values.new_zeros(*values.shape[:-1], copies * size).index_add(-1, index, values)
-    return sums if copies == 1 else sums.unflatten(-1, (copies, size)).sum(-2)
+    return sums if copies == 1 else sums.unflatten(-1, (copies, size)).sum(-2, dtype=values.dtype)

@@ -2,8 +2,8 @@
 
 A lidar point lies somewhere in its voxel; the true occupancy stops the ray where it comes into the voxel. On level
 ground that is metres earlier: a ray that falls 9 cm a metre comes into the road's layer of voxels 2.2 m before a
-point in the middle of the layer. Losses that compare with the point itself find the truth wrong there, and thinner
-ground, or ground one voxel lower, better (docs/labels_2d.md).
+point in the middle of the layer. Losses that compare with the point itself find the truth wrong there
+(docs/labels_2d.md).
 
 Legend: R rays.
 """
@@ -31,7 +31,8 @@ def surface_stretch(
     """From where to where a ray may be stopped by the voxel of its point: enter and leave, both [R] metres.
 
     The chord of the ray in that voxel. On flat ground the neighbours before it are ground as well, so there it begins
-    where the ray comes into the voxel's layer.
+    where the ray comes into the voxel's layer. A thing that has moved since the key frame is taken where it was seen:
+    the voxel that it comes from begins elsewhere, by less than a diagonal.
 
     Args:
         rays: labels in the grid's frame. Points outside the grid have no voxel: both are their distance.

@@ -21,6 +21,13 @@ def test_copies_change_nothing(copies, device):
     torch.testing.assert_close(ours, theirs)
 
 
-def test_whole_numbers_are_counted():
-    found = index_sums(torch.ones(4, dtype=torch.long), torch.tensor([2, 0, 2, 2]), 3, copies=3)
-    assert found.tolist() == [1, 0, 3] and found.dtype == torch.int64
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_whole_numbers_are_counted(dtype, copies):
+    found = index_sums(torch.ones(4, dtype=dtype), torch.tensor([2, 0, 2, 2]), 3, copies)
+    assert found.tolist() == [1, 0, 3] and found.dtype == dtype
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_nothing_adds_up_to_nothing(copies):
+    assert index_sums(torch.zeros(2, 0), torch.zeros(0, dtype=torch.long), 3, copies).tolist() == [[0.0] * 3] * 2

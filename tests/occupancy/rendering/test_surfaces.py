@@ -1,5 +1,7 @@
 """Where a ray may be stopped when surfaces are voxels, and that the losses then prefer the true occupancy."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,14 +9,17 @@ from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.perception.occflownet.model import OccFlowNet
 from syntheocc.occupancy.perception.occflownet.step import OccFlowNetStep
 from syntheocc.occupancy.perception.splattingocc.model import RenderOcc, SplattingOcc
+from syntheocc.occupancy.perception.splattingocc.presets import SPLATTINGOCC_PRESETS
 from syntheocc.occupancy.perception.splattingocc.step import RenderOccStep, SplattingOccStep
 from syntheocc.occupancy.perception.volume_model import VolumeOutput
+from syntheocc.occupancy.rendering.dvgo import DvgoSettings
 from syntheocc.occupancy.rendering.gaussian import SplatSettings
 from syntheocc.occupancy.rendering.rays import RayLabels
 from syntheocc.occupancy.rendering.surfaces import front_limits, surface_stretch
 
 SPEC = GridSpec((-40.0, -40.0, -1.0), 0.4, (200, 200, 16))
 ROAD, SIDEWALK, CAR = 11, 13, 4
+PUBLISHED = {"occflownet": {"legacy": True}, "renderocc": {"render": DvgoSettings(legacy=True)}}
 MODELS = {
     "occflownet": (OccFlowNet, OccFlowNetStep, "occflownet_2d_tiny"),
     "splattingocc": (SplattingOcc, SplattingOccStep, "splattingocc_tiny"),
@@ -76,8 +81,8 @@ def street(spec: GridSpec) -> tuple[torch.Tensor, RayLabels]:
     return labels, rays_to(points, (-13.0, 0.0, level + 1.8), labels[index.unbind(-1)])
 
 
-def losses(name: str, labels: torch.Tensor, rays: RayLabels, **changes) -> float:
-    """Of a model that says just this."""
+def terms(name: str, labels: torch.Tensor, rays: RayLabels, **changes) -> dict[str, float]:
+    """Losses of a model that says just this."""
     model_class, step_class, preset = MODELS[name]
     model = model_class.from_preset(preset, **changes)
     opacity = torch.where(labels == 17, 0.002, 0.95)
@@ -86,7 +91,11 @@ def losses(name: str, labels: torch.Tensor, rays: RayLabels, **changes) -> float
     logits = 6.0 * torch.nn.functional.one_hot(labels.clamp(max=16), 17).float()
     output = VolumeOutput(raw[None], logits[None], torch.zeros(0))
     found = step_class(model).ray_losses(output, None, rays, None, [torch.Generator().manual_seed(0)])
-    return float(sum(found.values()))
+    return {term: float(value) for term, value in found.items()}
+
+
+def losses(name: str, labels: torch.Tensor, rays: RayLabels, **changes) -> float:
+    return sum(terms(name, labels, rays, **changes).values())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -107,6 +116,42 @@ def test_wide_gaussians_that_end_at_points_prefer_lower_ground():
     lower[..., -1] = 17
     wide = {"voxel_surfaces": False, "splats": SplatSettings(scale=0.4, scale_range=(0.1, 0.6))}
     assert losses("splattingocc", lower, rays, **wide) < losses("splattingocc", labels, rays, **wide)
+
+
+def test_the_true_street_is_where_rays_may_end():
+    """Depths and free space of the truth: with surfaces that are voxels little is wrong about them."""
+    labels, rays = street(MODELS["splattingocc"][0].from_preset("splattingocc_tiny").config.grid)
+    voxels, points = (terms("splattingocc", labels, rays, voxel_surfaces=flag) for flag in (True, False))
+    assert voxels["depth"] < 0.4 * points["depth"] and voxels["free"] < 0.2 * points["free"]
+    assert {k for k in voxels if voxels[k] != points[k]} == {"depth", "free"}
+
+
+@pytest.mark.parametrize(("name", "published"), PUBLISHED.items())
+def test_depths_end_in_voxels_unless_they_are_the_published_ones(name, published):
+    labels, rays = street(MODELS[name][0].from_preset(MODELS[name][2]).config.grid)
+    for changes, same in (({}, False), (published, True)):
+        voxels, points = (terms(name, labels, rays, voxel_surfaces=flag, **changes) for flag in (True, False))
+        assert {k for k in voxels if voxels[k] != points[k]} == (set() if same else {"depth"})
+
+
+def test_targets_of_depths_by_hand():
+    """Before, in and behind the stretch of a road, which is flat ground, and of a car; targets have no gradient."""
+    step = OccFlowNetStep(OccFlowNet.from_preset("occflownet_2d_tiny"))
+    # Voxels of 0.8 m, the layer from -0.2 to 0.6: the ray falls 1 m in 10, to the layer 14 m ahead, the voxel at 15.2.
+    rays = rays_to([[15.3, 0.1, 0.47]] * 6, (0.0, 0.1, 2.0), [ROAD] * 3 + [CAR] * 3)
+    length = float(rays.distance[0]) / 15.3
+    rendered = torch.tensor([12.0, 14.1, 16.5] * 2, dtype=torch.float64, requires_grad=True)
+    target = step.depth_target(rendered * length, rays)
+    expected = torch.tensor([14.0, 14.1, 16.0, 15.2, 15.2, 16.0]) * length
+    torch.testing.assert_close(target, expected, rtol=1e-5, atol=0.0)
+    assert not target.requires_grad
+
+
+def test_how_far_gaussians_stand_out_of_the_ground():
+    """Gaussians of 0.12 m in voxels of 0.4 m are met up to 0.3 m above their centres; smaller ones stay inside."""
+    config = SPLATTINGOCC_PRESETS["splattingocc"]().model
+    assert config.splats.scale == pytest.approx(0.12) and config.reach == pytest.approx(0.1)
+    assert replace(config, splats=SplatSettings(scale=0.05, scale_range=(0.02, 0.3))).reach == 0.0
 
 
 def test_nothing_hit_gives_nothing():

@@ -50,7 +50,10 @@ class SplattingOccConfig(VolumeConfig):
 
     @property
     def reach(self) -> float:
-        """Metres that a voxel's Gaussian can be met above the voxel: where it answers by a twenty-fifth."""
+        """Metres that a voxel's Gaussian can be met above the voxel: where it answers by a twenty-third.
+
+        Of `splats.scale`, the size that learnt ones begin with: larger ones are in the way of rays before it.
+        """
         return max(0.0, 2.5 * self.splats.scale - self.grid.voxel_size[2] / 2)
 
     @property
