@@ -92,6 +92,9 @@ def repeats_joined(kind: type, argv: Sequence[str]) -> list[str]:
         kind: the settings' dataclass; its fields say `repeated` (`engine.flags.flag`).
         argv: arguments.
 
+    Raises:
+        ValueError: such a flag without a value, as a variable of the shell that is not set leaves it.
+
     Example:
         >>> repeats_joined(TrainConfig, ["--extra-dataroot", "a", "--seed", "1", "--extra-dataroot=b"])
         ['--extra-dataroot', 'a', 'b', '--seed', '1']
@@ -110,6 +113,8 @@ def repeats_joined(kind: type, argv: Sequence[str]) -> list[str]:
             joined[f"{number}"] = part
             continue
         values = [value, *part[1:]] if "=" in part[0] else part[1:]
+        if not values or "" in values:
+            raise ValueError(f"{flag} has no value; give one, or leave the flag out")
         joined.setdefault(name, [flag]).extend(values)
     return [text for part in joined.values() for text in part]
 

@@ -146,6 +146,8 @@ class _Several(argparse.Action):
     given: tuple = ()
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if not values:
+            raise argparse.ArgumentError(self, "has no value; give one, or leave the flag out")
         self.given = (*self.given, *values)
         setattr(namespace, self.dest, self.given)
 

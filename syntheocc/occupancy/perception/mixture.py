@@ -9,6 +9,7 @@ Legend: R data roots, the first one is `--dataroot`; n frames of a root.
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from itertools import accumulate
@@ -29,6 +30,9 @@ from syntheocc.occupancy.perception.settings import TrainConfig
 from syntheocc.occupancy.perception.sources import evenly_spread
 
 __all__ = ["Mixture", "extra_settings", "root_key", "samples_per_epoch", "training_mixture", "warn_of_twins"]
+
+# An epoch's order is a list in memory; more samples of a root than this are a slip of a digit.
+_MOST = 10_000_000
 
 
 class Mixture(Dataset):
@@ -117,7 +121,7 @@ def samples_per_epoch(
         share: instead, the share of all samples that comes from each extra root, R - 1 numbers.
 
     Raises:
-        ValueError: so small a number that an epoch has less than one sample of a root.
+        ValueError: so small a number that an epoch has less than one sample of a root, or one beyond all measure.
 
     Example:
         >>> samples_per_epoch([100, 30], share=[0.5]), samples_per_epoch([100, 30], repeat=[2])
@@ -129,11 +133,11 @@ def samples_per_epoch(
         wanted = [first * part / (1 - sum(exact)) for part in exact]
     else:
         wanted = [n * times for n, times in zip(others, exact * len(others), strict=False)]
-    for number, samples in enumerate(wanted, 1):
-        if samples < 1:
+    for number, (samples, n) in enumerate(zip(wanted, others, strict=True), 1):
+        if not 1 <= samples <= max(n, _MOST):
             raise ValueError(
                 f"extra_dataroot {number}: {float(samples):g} samples an epoch of {first} frames of dataroot; give a "
-                f"larger {'extra_share' if share else 'extra_repeat'}"
+                f"{'larger' if samples < 1 else 'smaller'} {'extra_share' if share else 'extra_repeat'}"
             )
     return [Fraction(first), *wanted]
 
@@ -172,9 +176,10 @@ def root_key(root: Path, frames: Sequence[Frame]) -> str:
         return digest
     found = hashlib.blake2b(digest_size=8)
     for frame in (frames[i] for i in evenly_spread(len(frames), 8)):
-        path = next(iter(frame.image_paths.values()), None)
         found.update(frame.token.encode())
-        found.update(path.read_bytes() if path is not None and path.is_file() else b"")
+        for path in list(frame.image_paths.values())[:1]:
+            with suppress(OSError):  # a bad sample, later
+                found.update(path.read_bytes())
     return found.hexdigest()
 
 

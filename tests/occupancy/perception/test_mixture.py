@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from syntheocc.occupancy.data.infos_writing import write_infos
 from syntheocc.occupancy.data.nuscenes_frames import read_nuscenes, write_nuscenes
 from syntheocc.occupancy.data.occ3d import occ3d_path
 from syntheocc.occupancy.perception import predict, train
-from syntheocc.occupancy.perception.mixture import Mixture, samples_per_epoch, training_mixture
+from syntheocc.occupancy.perception.mixture import Mixture, root_key, samples_per_epoch, training_mixture
 from syntheocc.occupancy.perception.registry import model_entry
 from syntheocc.occupancy.perception.settings import TrainConfig
 
@@ -102,6 +103,12 @@ class TestRatio:
         assert samples_per_epoch([9, 1], share=[0.3]) == [9, Fraction(27, 7)]
         with pytest.raises(ValueError, match="extra_dataroot 1: 0.5 samples an epoch of 10 .*larger extra_repeat"):
             samples_per_epoch([10, 2], repeat=[0.25])
+        # Before an order is made of it, which would fill the memory.
+        with pytest.raises(ValueError, match="extra_dataroot 2: 4e.12 samples an epoch of 10 .*smaller extra_repeat"):
+            samples_per_epoch([10, 2, 4], repeat=[1, 1e12])
+        with pytest.raises(ValueError, match="smaller extra_share"):
+            samples_per_epoch([10, 2], share=[0.9999999])
+        assert samples_per_epoch([10, 20_000_000]) == [10, 20_000_000]
 
     @pytest.mark.parametrize(
         "ratio", [{}, {"repeat": [0.4]}, {"repeat": [2.5, 1]}, {"share": [0.3, 0.21]}, {"share": [0.9, 0.05]}]
@@ -189,6 +196,18 @@ class TestRootsStayApart:
         data = mixture(real, broken)
         bad = [data[i] for i in data.order(0) if isinstance(data[i], BadSample)]
         assert [sample.token for sample in bad] == [f"{broken}:s0f1"] and str(broken) in bad[0].reason
+
+    def test_a_picture_that_gives_an_error_is_no_reason_to_stop(self, real, tmp_path, monkeypatch):
+        frames, read = read_nuscenes(real), Path.read_bytes
+        whole, bad = root_key(real, frames), next(iter(frames[0].image_paths.values()))
+
+        def failing(path):
+            if path == bad:
+                raise OSError(5, "Input/output error", str(path))
+            return read(path)
+
+        monkeypatch.setattr(Path, "read_bytes", failing)
+        assert root_key(real, frames) != whole
 
     def test_infos_and_labels_of_each_root(self, real, twin, tmp_path):
         # The file that chooses frames of the first root chooses those of the other by its name there.
@@ -414,3 +433,19 @@ def test_a_flag_may_come_several_times():
     assert config.info_path == ("b",)
     assert [str(root) for root in config.extra_dataroot] == ["a", "b", "c"]
     assert replace(config, extra_repeat=(2.0,)).extra_repeat == (2.0,)
+
+
+def test_an_extra_root_without_a_value_is_no_training_without_it(capsys):
+    """So looks a variable of the shell that is not set."""
+    for flags in (
+        ["--extra-dataroot"],
+        ["--extra-dataroot="],
+        ["--extra-dataroot", ""],
+        ["--extra-dataroot", "a", ""],
+    ):
+        with pytest.raises(ValueError, match="--extra-dataroot has no value"):
+            repeats_joined(TrainConfig, ["--dataroot", "a", *flags, "--seed", "1"])
+    for flags in (["--extra_dataroot="], ["--extra_dataroot=a", "--extra_dataroot", ""]):
+        with pytest.raises(SystemExit):
+            train.parse_flags(TrainConfig, flags, {})
+        assert "--extra_dataroot: has no value; give one" in capsys.readouterr().err
