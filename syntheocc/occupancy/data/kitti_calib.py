@@ -83,7 +83,7 @@ def read_calib(path: str | os.PathLike) -> KittiCalibration:
 
     Raises:
         ValueError: a missing row (copies without `Tr` exist; the message names the rows found), a row that is not its
-            count of finite numbers, or matrices that are no calibration.
+            count of finite numbers, matrices that are no calibration, or P2 and P3 in exchanged rows.
     """
     rows = _calib_rows(path)
     transform = "Tr" if "Tr" in rows else "Tr_velo_to_cam"
@@ -102,6 +102,7 @@ def read_calib(path: str | os.PathLike) -> KittiCalibration:
         rectify[:3, :3] = torch.tensor(rows["R0_rect"], dtype=torch.float64).reshape(3, 3)
         lidar2cam0 = rectify @ lidar2cam0
     projections = {name: _projection_of(rows, name, path) for name in _PROJECTIONS}
+    _check_order(projections, path)
     with about(str(path)):
         return KittiCalibration(projections, lidar2cam0)
 
@@ -110,7 +111,7 @@ def read_projections(path: str | os.PathLike, names: Iterable[str] = tuple(STERE
     """Read rows of a `calib.txt`, float64 [3, 4] each, without asking for `Tr`: what matching two pictures needs.
 
     Raises:
-        ValueError: a missing row, or one that is not twelve finite numbers.
+        ValueError: a missing row, one that is not twelve finite numbers, or P2 and P3 in exchanged rows.
     """
     rows = _calib_rows(path)
     for name in names:
@@ -118,7 +119,9 @@ def read_projections(path: str | os.PathLike, names: Iterable[str] = tuple(STERE
             raise ValueError(f"{path}: no row {name}; it has {', '.join(rows) or 'none'}")
         if not np.isfinite(rows[name]).all():
             raise ValueError(f"{path}: row {name} holds NaN or infinity")
-    return {name: _projection_of(rows, name, path) for name in names}
+    found = {name: _projection_of(rows, name, path) for name in names}
+    _check_order(found, path)
+    return found
 
 
 def write_calib(calibration: KittiCalibration, path: str | os.PathLike) -> None:
@@ -188,6 +191,18 @@ def _row(rows: Mapping[str, list[float]], name: str, path: str | os.PathLike) ->
     if len(rows[name]) != 12:
         raise ValueError(f"{path}: row {name} has {len(rows[name])} numbers, want 12 [3, 4]")
     return rows[name]
+
+
+def _check_order(projections: Mapping[str, Tensor], path: str | os.PathLike) -> None:
+    """The right colour camera stands to the right of the left one: depth from exchanged rows would be negative."""
+    if not {"P2", "P3"} <= set(projections):
+        return
+    left, right = (-float(projections[name][0, 3] / projections[name][0, 0]) for name in ("P2", "P3"))
+    if right < left:
+        raise ValueError(
+            f"{path}: camera P3 stands {left - right:.3f} m to the left of P2; KITTI's P3 is the right one. Exchange the "
+            "rows P2 and P3 (and look whether image_2 and image_3 are exchanged as well)"
+        )
 
 
 def _projection_of(rows: Mapping[str, list[float]], name: str, path: str | os.PathLike) -> Tensor:

@@ -88,6 +88,7 @@ def test_calibrations_without_the_velodyne_name_what_they_have(tmp_path):
         ("".join([*ROWS[:4], row("Tr", np.array(TR) * 2)]), "Tr is not a rigid transform"),
         ("".join([*ROWS[:4], row("Tr", ["nan", *TR[1:]])]), "Tr holds NaN"),
         ("".join([*ROWS[:3], row("P3", [0] * 12), ROWS[4]]), "P3 is no rectified projection"),
+        ("".join([*ROWS[:2], row("P2", P3), row("P3", P2), ROWS[4]]), "camera P3 stands 0.532 m to the left of P2"),
         ("no numbers here", "line 1 is not `name: numbers`"),
     ):
         path.write_text(text)
