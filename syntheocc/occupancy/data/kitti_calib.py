@@ -200,8 +200,8 @@ def _check_order(projections: Mapping[str, Tensor], path: str | os.PathLike) -> 
     left, right = (-float(projections[name][0, 3] / projections[name][0, 0]) for name in ("P2", "P3"))
     if right < left:
         raise ValueError(
-            f"{path}: camera P3 stands {left - right:.3f} m to the left of P2; KITTI's P3 is the right one. Exchange the "
-            "rows P2 and P3 (and look whether image_2 and image_3 are exchanged as well)"
+            f"{path}: camera P3 stands {left - right:.3f} m to the left of P2; KITTI's P3 is the right one. Exchange "
+            "the rows P2 and P3 (and look whether image_2 and image_3 are exchanged as well)"
         )
 
 
