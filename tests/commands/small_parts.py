@@ -13,7 +13,8 @@ evaluate.PART = 2
 if os.environ.get("WORKER_DIES") and __name__ == "__mp_main__":
     evaluate.make_metrics = lambda config: os.kill(os.getpid(), signal.SIGKILL)
 if os.environ.get("WORKER_SLEEPS") and __name__ == "__mp_main__":
-    evaluate.make_metrics = lambda config: print("asleep", flush=True) or time.sleep(300)
+    # One write, also where Python does not buffer: two workers say it at the same time.
+    evaluate.make_metrics = lambda config: print("asleep\n", end="", flush=True) or time.sleep(300)
 
 if __name__ == "__main__":
     sys.exit(exit_status(evaluate.run, parse_flags(evaluate.EvaluateConfig)))
