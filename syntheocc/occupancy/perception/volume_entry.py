@@ -81,6 +81,7 @@ class VolumeEntry(ModelEntry):
     def training_data(self, config: VolumeConfig, recipe: TrainingRecipe, settings: TrainConfig) -> OccupancyFrames:
         """Augmented samples with rays; labelled voxels are read only where the config learns from them."""
         assert isinstance(settings, RenderTrainConfig) and isinstance(recipe, RenderRecipe)
+        self._check_unedited(settings)
         lidar = LidarReader(
             settings.dataroot,
             settings.lidar_labels,
@@ -101,20 +102,24 @@ class VolumeEntry(ModelEntry):
         )
 
     def check_extra(self, config: VolumeConfig, settings: TrainConfig, data: OccupancyFrames) -> None:
-        """Lidar points with classes, which show what the pictures show."""
-        edited = edited_samples(settings.dataroot).keys() & {frame.token for frame in data.frames}
-        if edited:
-            raise ValueError(
-                f"{len(edited)} samples were generated from edited occupancy, such as {min(edited)}; their lidar "
-                f"sweeps are the original's, and {self.name} would learn from them what the pictures do not show. "
-                "Give a set without edits, or train sparseocc, which learns from the edited labels"
-            )
+        """Lidar points with classes."""
         tried = evenly_spread(len(data.frames), 8)
         if not any(self._has_points(data, data.frames[index]) for index in tried):
             raise ValueError(
                 f"none of {len(tried)} frames that were tried has a lidar sweep with classes (samples/LIDAR_TOP, "
                 f"{settings.lidar_labels}/), which {self.name} learns from; link them into this root, or train "  # type: ignore[attr-defined]
                 "sparseocc, which learns from labelled voxels alone"
+            )
+
+    def _check_unedited(self, settings: TrainConfig) -> None:
+        """Make sure that the lidar shows what the pictures show; ValueError for a set that was edited."""
+        edited = edited_samples(settings.dataroot).keys() & {frame.token for frame in settings.frames()}
+        if edited:
+            raise ValueError(
+                f"{len(edited)} samples of {settings.dataroot} were generated from edited occupancy, such as "
+                f"{min(edited)}; their lidar sweeps are the original's, and {self.name} would learn from them what "
+                "the pictures do not show. Give a set without edits, or train sparseocc, which learns from the edited "
+                "labels"
             )
 
     @staticmethod

@@ -360,8 +360,9 @@ class TestLidarTaughtModels:
         line = '{"token": "s0f1", "recipe": {"name": "bus", "sha256": "0"}}\n'
         atomic_write_text(manifest_path(twin), '{"token": "s0f0", "recipe": null}\n' + line)
         assert edited_samples(twin) == {"s0f1": "bus"}
-        with pytest.raises(ValueError, match="1 samples were generated from edited occupancy, such as s0f1"):
-            self.mixture(lidar, twin)
+        for roots in ((lidar, twin), (twin, lidar)):  # an edited root is no better as the first one
+            with pytest.raises(ValueError, match=f"1 samples of {twin} were generated from edited occupancy.* s0f1"):
+                self.mixture(*roots)
         atomic_write_text(manifest_path(twin), "no json\n")
         with pytest.raises(ValueError, match="is no manifest of a generated data set"):
             self.mixture(lidar, twin)
