@@ -134,7 +134,9 @@ def test_division_in_float64(tree, tmp_path):
     start_ranks(divided, (str(tmp_path), str(tree)), 2)
     whole, parts = gradients(tree, [0, 1]), [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for name, wanted in whole.items():
-        torch.testing.assert_close((parts[0][name] + parts[1][name]) / 2, wanted, rtol=1e-6, atol=1e-9, msg=name)
+        # Sums of a hundred thousand voxels in another order: rounding goes by the largest gradient of a tensor.
+        rounding = max(1e-9, 1e-8 * float(wanted.abs().max()))
+        torch.testing.assert_close((parts[0][name] + parts[1][name]) / 2, wanted, rtol=1e-6, atol=rounding, msg=name)
 
 
 @pytest.fixture(scope="module")
