@@ -41,7 +41,9 @@ class LoopConfig:
     labels: Literal["none", OccupancyKind] = flag("occ3d", "format of the labels; none: nothing is held against them")
     labels_root: Path | None = flag(None, "root of the label files; by default their usual place below --dataroot")
     start: Literal["images", "label"] = flag(
-        "images", "generate from the occupancy that is read from the images, or from the label"
+        "images",
+        "generate from the occupancy that is read from the images, or from the label",
+        aliases=("start-from",),  # torchrun reads --start as a short form of flags of its own, and refuses it
     )
     read_again: bool = flag(True, "read occupancy from the generated views")
     perception: Path | None = flag(None, "folder of a trained perception model; by default the one in ckp/")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import tyro
 from PIL import Image
 
 from syntheocc.commands import exit_status, loop_stages, main
@@ -143,6 +144,19 @@ def test_two_processes_write_what_one_does(config, street_root, tmp_path, capfd)
     assert [name for name in found[1] if found[1][name] != found[2][name]] == []
     report = read_json(jobs[2].output_dir / "report.json")
     assert list(report["frames"]) == [f.token for f in frames[:2]] and list(report["failed"]) == [frames[2].token]
+
+
+def test_flags_that_torchrun_leaves_to_the_loop():
+    """It refuses a flag that two of its own begin with: `--start` there are `--start-method` and `--start_method`."""
+    from torch.distributed.run import get_args_parser
+
+    from syntheocc.commands import with_help
+
+    flags = ["--start-from", "label", "--max-samples", "2", "--no-read-again"]
+    given = get_args_parser().parse_args(["-m", "syntheocc.commands", "loop", *flags])
+    assert given.training_script_args == ["loop", *flags]
+    config = tyro.cli(with_help(LoopConfig), args=flags)
+    assert (config.start, config.max_samples, config.read_again) == ("label", 2, False)
 
 
 def test_from_an_edited_label_without_reading_again(config, street_root, tmp_path):
