@@ -12,7 +12,8 @@ class ImageLocator:
 
     The candidates, in order (the search rule):
 
-    1. as given (absolute, or relative to the working directory);
+    1. as given (absolute, or relative to the working directory; but `samples/...` and `sweeps/...` are a data root's:
+       whoever works in one data root and reads another must not get the first one's pictures);
     2. relative to the data root;
     3. what follows the last `samples` or `sweeps` component, under the root, that component included
        (`./data/nuscenes/samples/CAM_FRONT/x.jpg` -> `<root>/samples/CAM_FRONT/x.jpg`);
@@ -69,8 +70,8 @@ class ImageLocator:
         # A file that no place has is told by where its name says that it lies: below sweeps/, or samples/.
         return self._from_samples(path, channel) or self._by_channel(path, channel) or searched[0], searched
 
-    def _as_given(self, path: PurePosixPath, channel: str) -> Path:
-        return Path(path)
+    def _as_given(self, path: PurePosixPath, channel: str) -> Path | None:
+        return None if self.root is not None and path.parts[:1] in (("samples",), ("sweeps",)) else Path(path)
 
     def _below_root(self, path: PurePosixPath, channel: str) -> Path | None:
         return None if path.is_absolute() or self.root is None else self.root / path

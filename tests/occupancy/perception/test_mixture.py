@@ -226,6 +226,18 @@ class TestRootsStayApart:
         assert [frame.token for frame in data.frames] == ["s0f0", "s0f0", "s0f1"]
         assert str(data.datasets[1].labels.root) == str(labels)
 
+    @pytest.mark.parametrize("given", ["tables", "infos"])
+    def test_the_folder_one_works_in_is_one_of_the_roots(self, real, twin, given, monkeypatch):
+        """Both name their pictures `samples/...`, which is there too where the work is done."""
+        infos = {} if given == "tables" else {"info_path": (str(real / "named.pkl"),)}
+        for here, other in ((real, twin), (twin, real)):
+            monkeypatch.chdir(here)
+            for roots in ((Path("."), other), (other, Path("."))):
+                data = mixture(*roots, **infos)
+                for root, one in zip(roots, data.datasets, strict=True):
+                    paths = [path for frame in one.frames for path in frame.image_paths.values()]
+                    assert paths and all(path.resolve().is_relative_to(root.resolve()) for path in paths)
+
     def test_the_same_folder_with_other_samples(self, real):
         for name, part in (("a", slice(0, 1)), ("b", slice(1, 2))):
             write_infos(real / f"{name}.pkl", read_nuscenes(real)[part], data_root=real)
