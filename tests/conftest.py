@@ -29,7 +29,10 @@ def real_data() -> Path:
 
 
 def pytest_collection_modifyitems(items):
-    """Tests marked `gpu` skip with a reason where there is no CUDA device."""
+    """Files with slow tests come first; tests marked `gpu` skip with a reason where there is no CUDA device."""
+    # A worker takes whole files: a long one at the end would run alone while the other workers wait.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     if torch.cuda.is_available():
         return
     for item in items:
