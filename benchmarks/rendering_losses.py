@@ -10,9 +10,6 @@ below 1, training lowers the road. "Points": a ray must end at its point; "voxel
 """
 
 import argparse
-import json
-import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,14 +85,8 @@ def main() -> None:
                 "ratio": lower / truth,
             }
             found.append(row)
-            print(
-                "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True
-            )
-    if args.output is not None:
-        args.output.mkdir(parents=True, exist_ok=True)
-        command = "python " + shlex.join(reporting.without(sys.argv, ("--output",)))
-        summary = {"commit": reporting.commit(), "command": command, "torch": torch.__version__, "rows": found}
-        (args.output / "rendering-losses.json").write_text(json.dumps(summary, indent=1) + "\n")
+            print(reporting.line_of(row), flush=True)
+    reporting.keep_rows(args.output, "rendering-losses.json", found)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,6 @@ a voxel's length along the ray (specs/occflownet_splattingocc.md 7.5). Distances
 """
 
 import argparse
-import json
-import shlex
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -138,12 +135,8 @@ def main() -> None:
             "mass_in_front": float(ray["front"].mean()),
         }
         found.append(row)
-        print("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
-    if args.output is not None:
-        args.output.mkdir(parents=True, exist_ok=True)
-        command = "python " + shlex.join(reporting.without(sys.argv, ("--output",)))
-        summary = {"commit": reporting.commit(), "command": command, "torch": torch.__version__, "rows": found}
-        (args.output / "rendering-truth.json").write_text(json.dumps(summary, indent=1) + "\n")
+        print(reporting.line_of(row), flush=True)
+    reporting.keep_rows(args.output, "rendering-truth.json", found)
 
 
 if __name__ == "__main__":

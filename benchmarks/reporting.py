@@ -1,5 +1,6 @@
 """What every benchmark writes beside its figures: the chip's name, the commit, the command."""
 
+import json
 import os
 import platform
 import shlex
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,3 +57,17 @@ def run_summary(device: torch.device, private: tuple[str, ...] = ("--output",)) 
         "commit": commit(),
         "command": shlex.join(["python", *without(sys.argv, private)]),
     }
+
+
+def keep_rows(folder: Path | None, name: str, rows: list[dict[str, Any]]) -> None:
+    """Write what a benchmark of the CPU found into a folder, unless there is none."""
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    summary = run_summary(torch.device("cpu")) | {"rows": rows}
+    (folder / name).write_text(json.dumps(summary, indent=1) + "\n")
+
+
+def line_of(row: dict[str, Any]) -> str:
+    """A row to print."""
+    return "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
