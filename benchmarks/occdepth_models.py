@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> dict | None:
     ranks, clock = Ranks.from_environment(), Clock(args.seconds)
     torch.set_num_threads(max(1, args.threads))
     device = device_of(ranks, args.device)
-    # Measuring algorithms took each arm 40 s of a run of minutes and won nothing (0.192 and 0.188 s a step without).
+    # Measuring cuDNN's algorithms takes a large part of a minute an arm, of a run of minutes.
     torch.backends.cudnn.benchmark = False
     arms = args.arms.split(",")
     model, config = contender(args), config_of(args.preset, "stereo_depth")

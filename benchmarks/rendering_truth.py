@@ -111,14 +111,20 @@ def score(seen: RenderedRays, rays: RayLabels) -> dict[str, Tensor]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def asked_for(description: str) -> tuple[argparse.Namespace, list[Street]]:
+    """The command line of a benchmark of true occupancy, and its streets."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--scenes", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="folder for rendering-truth.json")
+    parser.add_argument("--output", type=Path, help="folder for the JSON file")
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()
     number, azimuths, step = (1, 90, 4) if args.smoke else (args.scenes, 360, 4)
-    made, found = list(streets(number, azimuths, step)), []
+    return args, list(streets(number, azimuths, step))
+
+
+def main() -> None:
+    args, made = asked_for(__doc__)
+    found = []
     for name, render in renderers().items():
         parts = [score(render(street), street.rays) for street in made]
         ray = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}

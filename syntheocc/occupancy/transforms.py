@@ -140,3 +140,23 @@ def rotation_z(yaw: float) -> Tensor:
     c, s = torch.tensor(yaw, dtype=torch.float64).cos(), torch.tensor(yaw, dtype=torch.float64).sin()
     pose[0, 0], pose[0, 1], pose[1, 0], pose[1, 1] = c, -s, s, c
     return pose
+
+
+def slab_crossings(start: Tensor, way: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Where lines come into and leave the ranges low..high of each axis (slab method).
+
+    A line is in the box from the largest of the first to the smallest of the second, or never where that is before.
+
+    Args:
+        start: [..., 3] where t is 0.
+        way: [..., 3]; a point of a line is ``start + t way``.
+        low: [..., 3] or [3].
+        high: the same.
+
+    Returns:
+        t of both, [..., 3].
+    """
+    # A line along a face stays between the planes or never is: so short a step reaches either in no time.
+    way = torch.where(way.abs() < 1e-12, 1e-12, way)
+    one, other = (low - start) / way, (high - start) / way
+    return torch.minimum(one, other), torch.maximum(one, other)

@@ -40,5 +40,6 @@ def test_the_losses_ask_for_the_truth(tmp_path):
     run(tmp_path, "benchmarks/rendering_losses.py")
     rows = json.loads((tmp_path / "rendering-losses.json").read_text())["rows"]
     ratio = {(row["design"], row["surfaces"]): row["ratio"] for row in rows}
+    assert rows[1]["truth"] < rows[1]["thin_ground"]
     assert ratio["SplattingOcc, 0.12 m", "voxels"] > 1.2
     assert ratio["SplattingOcc, 0.2 m", "points"] < 1

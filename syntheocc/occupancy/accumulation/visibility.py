@@ -19,7 +19,7 @@ from syntheocc.occupancy.cameras import CameraRig
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.ops.ray_passes import count_passes
 from syntheocc.occupancy.rendering.raycast import cast_rays
-from syntheocc.occupancy.transforms import invert_rigid, transform_points
+from syntheocc.occupancy.transforms import invert_rigid, slab_crossings, transform_points
 
 __all__ = ["RayPasses", "camera_mask", "lidar_mask", "passed_voxels"]
 
@@ -143,9 +143,6 @@ class RayPasses:
 
 
 def _clip(start: Tensor, way: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the ways enter and leave the grid (slab method), as shares of the way in 0..1; both [N]."""
-    safe = torch.where(way == 0, torch.full_like(way, 1e-12), way)
-    near, far = (0 - start) / safe, (shape - start) / safe
-    first = torch.minimum(near, far).amax(1).clamp_min(0)
-    last = torch.maximum(near, far).amin(1).clamp_max(1)
-    return first, last
+    """Where the ways enter and leave the grid, as shares of the way in 0..1; both [N]."""
+    near, far = slab_crossings(start, way, torch.zeros_like(shape), shape)
+    return near.amax(1).clamp_min(0), far.amin(1).clamp_max(1)

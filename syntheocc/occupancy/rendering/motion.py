@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from syntheocc.occupancy.rendering.rays import BoxMotion
+from syntheocc.occupancy.transforms import slab_crossings
 
 __all__ = ["RayWarp", "box_stretches", "rays_and_boxes", "turned", "warp_points", "warp_rays"]
 
@@ -171,10 +172,8 @@ def box_stretches(
     ego2box = pose[box, :3, :3].transpose(1, 2)
     start = turned(ego2box, origins[ray] - pose[box, :3, 3])
     way = turned(ego2box, directions[ray])
-    # A ray along a face stays between the planes or never is: so short a step reaches either in no time.
-    way = torch.where(way.abs() < 1e-12, 1e-12, way)
-    one, other = (-half[box] - start) / way, (half[box] - start) / way
-    return torch.minimum(one, other).amax(1).clamp_min(0), torch.maximum(one, other).amin(1)
+    near, far = slab_crossings(start, way, -half[box], half[box])
+    return near.amax(1).clamp_min(0), far.amin(1)
 
 
 def turned(matrices: Tensor, vectors: Tensor) -> Tensor:

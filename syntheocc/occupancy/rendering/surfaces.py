@@ -15,6 +15,7 @@ from torch import Tensor
 
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.rendering.rays import RayLabels
+from syntheocc.occupancy.transforms import slab_crossings
 
 __all__ = ["front_limits", "surface_stretch"]
 
@@ -81,18 +82,13 @@ def _slabs(rays: RayLabels, spec: GridSpec, higher: float) -> tuple[Tensor, Tens
     """Where rays come into and leave their voxel's range of x, y and z, the top `higher` metres higher.
 
     Returns:
-        two [R, 3] metres, infinite along axes that a ray does not move on; whether the point is in the grid.
+        two [R, 3] metres, huge along axes that a ray does not move on; whether the point is in the grid.
     """
     # A point on a face belongs to the voxel behind it.
     points = rays.origins + rays.directions * (rays.distance + _BEHIND)[:, None]
+    index, inside = spec.index_of(points)
     lower, size = (points.new_tensor(part) for part in (spec.lower, spec.voxel_size))
-    cells = ((points - lower) / size).floor()
-    inside = ((cells >= 0) & (cells < points.new_tensor(spec.shape))).all(1)
-    low = lower + cells * size
-    high = low + size + points.new_tensor([0.0, 0.0, higher])
-    still = rays.directions.abs() < 1e-9
-    way = torch.where(still, 1.0, rays.directions)
-    one, other = (low - rays.origins) / way, (high - rays.origins) / way
-    near = torch.where(still, -torch.inf, torch.minimum(one, other))
-    far = torch.where(still, torch.inf, torch.maximum(one, other))
-    return near, far, inside
+    low = lower + index * size
+    high = low + size
+    high[:, 2] += higher
+    return *slab_crossings(rays.origins, rays.directions, low, high), inside
