@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from syntheocc.occupancy import taxonomy as tables
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.taxonomy import UNKNOWN, Taxonomy
 from syntheocc.occupancy.transforms import rigid_transform
 
@@ -86,8 +87,8 @@ class GridSpec:
             index int64 [..., 3] (meaningful where inside; points that are NaN count as outside) and inside bool [...].
         """
         points = torch.as_tensor(points, dtype=torch.float64)
-        cell = (points - points.new_tensor(self.lower)) / points.new_tensor(self.voxel_size)
-        shape = torch.tensor(self.shape, device=points.device)
+        cell = (points - constant(self.lower, points)) / constant(self.voxel_size, points)
+        shape = constant(self.shape, points.device)
         inside = ((cell >= 0) & (cell < shape)).all(-1)
         return torch.where(inside[..., None], cell, 0.0).floor().long(), inside
 

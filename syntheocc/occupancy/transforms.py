@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.constants import constant
+
 
 def numbers(values: Any, name: str) -> Tensor:
     """A float64 tensor on the CPU of anything that holds numbers; ValueError that calls it ``name`` otherwise."""
@@ -34,7 +36,7 @@ def rigid_transform(matrix: Any, name: str) -> Tensor:
         raise ValueError(f"{name} must be a 4x4 matrix, got shape {tuple(matrix.shape)}")
     if not bool(torch.isfinite(matrix).all()):
         raise ValueError(f"{name} holds NaN or infinite values: {matrix.tolist()}")
-    if not torch.allclose(matrix[3], matrix.new_tensor([0, 0, 0, 1]), atol=1e-6):
+    if not torch.allclose(matrix[3], constant([0, 0, 0, 1], matrix), atol=1e-6):
         raise ValueError(f"{name} must end in the row 0 0 0 1 (column-vector convention), got {matrix[3].tolist()}")
     rotation = matrix[:3, :3]
     # Published poses are rounded to float32; 1e-3 lets them through and still catches a scale or a shear.
@@ -51,7 +53,7 @@ def invert_rigid(a2b: Tensor) -> Tensor:
     """Inverse of rigid transforms [..., 4, 4]: ``b2a``."""
     # Not by transposing: published rotations are rounded, and 1e-3 off orthonormal is 5 cm at 50 m.
     inverse = torch.linalg.inv(a2b)
-    inverse[..., 3, :] = a2b.new_tensor([0, 0, 0, 1])
+    inverse[..., 3, :] = constant([0, 0, 0, 1], a2b)
     return inverse
 
 

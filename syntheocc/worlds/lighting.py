@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from syntheocc.worlds.constants import constant
+from syntheocc.occupancy.constants import constant
 from syntheocc.worlds.scene import Scene
 from syntheocc.worlds.textures import Atlas, layer_of
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from syntheocc.worlds.constants import constant
+from syntheocc.occupancy.constants import constant
 from syntheocc.worlds.geometry import SceneGeometry
 from syntheocc.worlds.intersect import shape_normals
 from syntheocc.worlds.lighting import Lighting, sky_color

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from syntheocc.worlds.constants import constant
+from syntheocc.occupancy.constants import constant
 from syntheocc.worlds.materials import PATTERNS, VARIANTS
 
 SIDE = 256

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.perception.view_transform import DepthBins, feature_pixels
 
 __all__ = ["EMPTY_COST", "cost_volume", "current2previous", "warp_pixels"]
@@ -81,7 +82,7 @@ def cost_volume(
     number, channels, height, width = current.shape
     pixels = feature_pixels((height, width), image_size, current.device, legacy)
     places = warp_pixels(matrix, pixels, bins.depths(current.device))
-    scale = places.new_tensor([image_size[1], image_size[0]])
+    scale = constant([image_size[1], image_size[0]], places)
     # grid_sample's -1 .. 1 spans the corners of the outer pixels, or with align_corners (published) their centres.
     grid = places / (scale - 1) * 2 - 1 if legacy else (places + 0.5) / scale * 2 - 1
     inside = (grid.abs() <= 1).all(-1)  # False for NaN

@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.ops.bev_pool import bev_pool
 from syntheocc.occupancy.perception.batch import OccupancyBatch
@@ -195,10 +196,10 @@ def voxel_numbers(points: Tensor, spec: GridSpec, legacy: bool = False) -> Tenso
         spec: the grid.
         legacy: truncate towards zero, as published, instead of rounding down.
     """
-    cell = (points - points.new_tensor(spec.lower)) / points.new_tensor(spec.voxel_size)
+    cell = (points - constant(spec.lower, points)) / constant(spec.voxel_size, points)
     cell = torch.where(torch.isfinite(cell), cell, -2.0)
     index = (cell.trunc() if legacy else cell.floor()).long()
-    inside = ((index >= 0) & (index < torch.tensor(spec.shape, device=points.device))).all(-1)
+    inside = ((index >= 0) & (index < constant(spec.shape, points.device))).all(-1)
     x, y, z = index.unbind(-1)
     return torch.where(inside, (x * spec.shape[1] + y) * spec.shape[2] + z, -1)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.losses.rendering import mass_before
 from syntheocc.occupancy.rendering.compositing import RenderedRays, raw_alpha, shift_of, weights_from_alpha
@@ -133,7 +134,7 @@ class _Ray:
             depth = (torch.arange(count, dtype=self.origins.dtype, device=self.origins.device) + 0.5) * step
             points = self.origins[:, None] + self.directions[:, None] * depth[:, None]
             return voxel_coordinates(points, self.spec), depth, None
-        lower, upper = self.origins.new_tensor(self.spec.lower), self.origins.new_tensor(self.spec.upper)
+        lower, upper = constant(self.spec.lower, self.origins), constant(self.spec.upper, self.origins)
         middle, half, radius = (lower + upper) / 2, (upper - lower) / 2, self.settings.radius
         background = (float(half[0]) - radius) / radius
         t = legacy_distances(self.spec, radius)[0].to(self.origins) / radius
@@ -141,7 +142,7 @@ class _Ray:
         points = contract(straight, background)
         # The published box is as flat as the grid in units of its half width, but radii are shorter than that.
         box = torch.stack([half[0] / radius, half[1] / radius, half[2] / half[0]])
-        size = points.new_tensor(self.spec.shape)
+        size = constant(self.spec.shape, points)
         at = (points + box) / (2 * box) * (size - 1)
         cell = (2 + 2 * background) / self.spec.shape[0]
         apart = _far_enough(points.diff(dim=1).norm(dim=-1), 0.95 * _INTERVAL * cell)

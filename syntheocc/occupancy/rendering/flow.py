@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.rendering.compositing import RenderedRays
 from syntheocc.occupancy.rendering.motion import RayWarp, warp_rays
@@ -76,7 +77,7 @@ def frame_fields(
     if mode == "filter":
         if not len(hidden):
             raise ValueError("mode 'filter' hides classes from other frames: give hidden, or choose mode 'none'")
-        still = ~torch.isin(semantics.detach().argmax(-1), torch.tensor(hidden, device=semantics.device))
+        still = ~torch.isin(semantics.detach().argmax(-1), constant(hidden, semantics.device))
         fields += fields_of(density * still, semantics)
         return FrameFields(fields, rays.samples + len(density) * ~rays.is_key, None)
     if mode == "scatter" and (rows is not None or motion is not None):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.ops.splat_rays import RayPaths
 from syntheocc.occupancy.rendering.motion import box_stretches, rays_and_boxes, turned
@@ -131,10 +132,10 @@ def _cell_bounds(motion: BoxMotion, spec: GridSpec) -> Tensor:
     """First and last voxel [M, 2, 3] whose centre can lie in each padded box at key time; empty off the grid."""
     pose, half = motion.source2ego.double(), motion.padded_sizes.double() / 2
     reach = (pose[:, :3, :3].abs() @ half[:, :, None])[..., 0]
-    lower, size = pose.new_tensor(spec.lower), pose.new_tensor(spec.voxel_size)
+    lower, size = constant(spec.lower, pose), constant(spec.voxel_size, pose)
     first = ((pose[:, :3, 3] - reach - lower) / size - 0.5).ceil().long().clamp(min=0)
     last = ((pose[:, :3, 3] + reach - lower) / size - 0.5).floor().long()
-    shape = torch.tensor(spec.shape, device=pose.device)
+    shape = constant(spec.shape, pose.device)
     return torch.stack([first, torch.minimum(last, shape - 1)], 1)
 
 
@@ -160,7 +161,7 @@ def _owners(
         + bounds[row, 0]
     )
     pose, half = motion.source2ego.double(), motion.padded_sizes.double() / 2
-    center = pose.new_tensor(spec.lower) + (index + 0.5) * pose.new_tensor(spec.voxel_size)
+    center = constant(spec.lower, pose) + (index + 0.5) * constant(spec.voxel_size, pose)
     inside = (torch.einsum("pji,pj->pi", pose[row, :3, :3], center - pose[row, :3, 3]).abs() <= half[row]).all(1)
     cell = (index[:, 0] * shape[1] + index[:, 1]) * shape[2] + index[:, 2]
     if classes is not None:

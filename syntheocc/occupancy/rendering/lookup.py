@@ -5,6 +5,7 @@ Legend: X Y Z voxels, C channels. Specification: specs/occflownet_splattingocc.m
 
 from torch import Tensor
 
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.ops.volume_render.vectorised import nearest_voxel, trilinear
 
@@ -27,8 +28,8 @@ def voxel_coordinates(
     Returns:
         [..., 3]; 0 is the centre of the first voxel.
     """
-    lower = points.new_tensor(spec.lower)
+    lower = constant(spec.lower, points)
     if legacy:
-        extent = points.new_tensor(spec.upper) - lower
-        return (points - lower) / extent * (points.new_tensor(spec.shape) - 1)
-    return (points - lower) / points.new_tensor(spec.voxel_size) - 0.5
+        extent = constant(spec.upper, points) - lower
+        return (points - lower) / extent * (constant(spec.shape, points) - 1)
+    return (points - lower) / constant(spec.voxel_size, points) - 0.5

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.ops.raycast import traverse, voxel_rays
 
@@ -115,7 +116,7 @@ def _ray_shape(occupied: Tensor, origins: Tensor, directions: Tensor) -> torch.S
 
 def _metres_per_voxel(unit: Tensor, spec: GridSpec) -> Tensor:
     """Metres along a ray for one voxel along it: the voxel size, also where voxels are not cubes."""
-    size = unit.new_tensor(spec.voxel_size)
+    size = constant(spec.voxel_size, unit)
     if len(set(spec.voxel_size)) == 1:
         return size[0]
     x, y, z = (unit * size).unbind(-1)

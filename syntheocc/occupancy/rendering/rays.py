@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.rendering.boxes import BoxMotion, FrameBoxes
 from syntheocc.occupancy.rendering.rows import Rows, similarity
 
@@ -92,7 +93,7 @@ class RayLabels(Rows):
     @property
     def offsets(self) -> Tensor:
         """int64 [R]: the frame offset of each ray, e.g. -1."""
-        return torch.tensor(self.frame_offsets, dtype=torch.int64, device=self.device)[self.frames]
+        return constant(self.frame_offsets, self.device)[self.frames]
 
     @property
     def is_key(self) -> Tensor:

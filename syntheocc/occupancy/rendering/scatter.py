@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.rendering.rays import BoxMotion
 
@@ -98,8 +99,8 @@ def flow_rows(
     motion = motion.to(dtype=torch.float64)
     if len(motion) and bool((motion.samples != motion.samples[0]).any()):
         raise ValueError(f"flow rows are of one sample, got boxes of {motion.samples.unique().tolist()}; of_sample()")
-    lower, size = motion.sizes.new_tensor(spec.lower), motion.sizes.new_tensor(spec.voxel_size)
-    top = torch.tensor(spec.shape, device=motion.device) - 1
+    lower, size = constant(spec.lower, motion.sizes), constant(spec.voxel_size, motion.sizes)
+    top = constant(spec.shape, motion.device) - 1
     transform, half = motion.source2target, motion.padded_sizes / 2
     center = motion.source2ego[:, :3, 3]
     inside_grid = spec.index_of(center)[1]

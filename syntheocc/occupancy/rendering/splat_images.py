@@ -10,6 +10,7 @@ Legend: N Gaussians, P pixels, C features, R rays, H W pixels of an image.
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.ops.mpi_lookup import has_module
 from syntheocc.occupancy.ops.splat_rays.responses import EPS2D, MAX_ALPHA, MIN_ALPHA
 from syntheocc.occupancy.rendering.compositing import RenderedRays
@@ -40,7 +41,7 @@ def project_gaussians(
     depth = torch.where(z > 0, z, 1.0)
     focal = intrinsics[[0, 1], [0, 1]]
     centre = intrinsics[:2, 2]
-    image = means.new_tensor([width, height])
+    image = constant([width, height], means)
     beyond = 0.3 * 0.5 * image / focal
     low, high = -centre / focal - beyond, (image - centre) / focal + beyond
     u = torch.minimum(torch.maximum(x / depth, low[0]), high[0])
@@ -179,7 +180,7 @@ def _by_gsplat(
     from gsplat import rasterization
 
     dtype, number = means.dtype, len(means)
-    unturned = means.new_tensor([1.0, 0, 0, 0]).expand(number, 4)
+    unturned = constant([1.0, 0, 0, 0], means).expand(number, 4)
     image, alphas, _ = rasterization(
         means=means.float(), quats=unturned.float(), scales=scales.float()[:, None].expand(number, 3).contiguous(),
         opacities=opacities.float(), colors=features.float(), viewmats=ego2cam.float()[None],

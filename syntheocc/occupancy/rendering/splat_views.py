@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from syntheocc.occupancy.cameras import Camera
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.ops.splat_rays import RayPaths
 from syntheocc.occupancy.ops.splat_rays.responses import EwaResponse
 from syntheocc.occupancy.rendering.rays import RayLabels
@@ -135,7 +136,7 @@ class SplatViews:
         """How Gaussians answer at the principal point of each view; near and far in metres of z."""
         matrix = self.intrinsics.to(dtype)
         focal, centre = matrix[:, [0, 1], [0, 1]], matrix[:, :2, 2]
-        image = matrix.new_tensor([self.width, self.height])
+        image = constant([self.width, self.height], matrix)
         beyond = 0.3 * 0.5 * image / focal
         limits = torch.stack([-centre / focal - beyond, (image - centre) / focal + beyond], 1)
         axes = self.ego2cam[:, :3, :3].to(dtype)

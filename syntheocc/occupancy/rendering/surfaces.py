@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.rendering.rays import RayLabels
 from syntheocc.occupancy.transforms import slab_crossings
@@ -75,7 +76,7 @@ def front_limits(
 
 def _level(rays: RayLabels, flat: Sequence[int]) -> Tensor:
     """Rays that fall on flat ground, bool [R]."""
-    return torch.isin(rays.labels, torch.tensor(tuple(flat), device=rays.labels.device)) & (rays.directions[:, 2] < 0)
+    return torch.isin(rays.labels, constant(tuple(flat), rays.labels.device)) & (rays.directions[:, 2] < 0)
 
 
 def _slabs(rays: RayLabels, spec: GridSpec, higher: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,7 +88,7 @@ def _slabs(rays: RayLabels, spec: GridSpec, higher: float) -> tuple[Tensor, Tens
     # A point on a face belongs to the voxel behind it.
     points = rays.origins + rays.directions * (rays.distance + _BEHIND)[:, None]
     index, inside = spec.index_of(points)
-    lower, size = (points.new_tensor(part) for part in (spec.lower, spec.voxel_size))
+    lower, size = (constant(part, points) for part in (spec.lower, spec.voxel_size))
     low = lower + index * size
     high = low + size
     high[:, 2] += higher

@@ -19,6 +19,7 @@ order, so none of them may jump, and none may contract a product with a sum. Leg
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.ops.mpi_lookup import has_module
 
 BACKENDS = ("reference", "torch", "numba", "triton")
@@ -127,7 +128,7 @@ def voxel_rays(
     Returns:
         start and unit directions, float64 [..., 3].
     """
-    corner, edge = origins.new_tensor(lower), origins.new_tensor(size)
+    corner, edge = constant(lower, origins), constant(size, origins)
     if rounded:
         edge = edge.float().double()
         start = ((origins - corner) / edge).float().double()

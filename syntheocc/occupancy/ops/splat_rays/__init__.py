@@ -26,6 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.ops.mpi_lookup import has_module
 from syntheocc.occupancy.ops.splat_rays.responses import RayResponse, Response
@@ -63,7 +64,7 @@ class RayPaths:
     def straight(cls, origins: Tensor, directions: Tensor, volumes: Tensor, spec: GridSpec) -> "RayPaths":
         """One path for each ray [R, 3], all voxels."""
         number, device = len(origins), origins.device
-        whole = torch.tensor([[0, 0, 0], [n - 1 for n in spec.shape]], device=device)
+        whole = constant([[0, 0, 0], [n - 1 for n in spec.shape]], device)
         return cls(
             origins=origins,
             directions=directions,

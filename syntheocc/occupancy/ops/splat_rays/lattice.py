@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.ops.splat_rays import RayPaths
 
@@ -51,8 +52,8 @@ def window_size(spec: GridSpec, reach: float, max_offset: float) -> int:
 
 def cross_lattice(paths: RayPaths, spec: GridSpec, reach: float, max_offset: float, near: float, far: float) -> Walk:
     """The layers that each path crosses between `near` and `far` metres, cut to its bounds."""
-    size = paths.origins.new_tensor(spec.voxel_size)
-    origin = (paths.origins - paths.origins.new_tensor(spec.lower)) / size - 0.5  # cells
+    size = constant(spec.voxel_size, paths.origins)
+    origin = (paths.origins - constant(spec.lower, paths.origins)) / size - 0.5  # cells
     direction = paths.directions / size  # cells a metre
     a = direction.abs().argmax(1)
     axes = (a[:, None] + torch.arange(3, device=a.device)) % 3

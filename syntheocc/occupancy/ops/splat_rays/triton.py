@@ -17,6 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.ops.splat_rays import RayPaths
 from syntheocc.occupancy.ops.splat_rays.lattice import SLACK, cross_lattice, window_size
@@ -171,7 +172,7 @@ class _Lists:
         index = torch.stack([cell // (spec.shape[1] * spec.shape[2]), cell // spec.shape[2] % spec.shape[1]], -1)
         index = torch.cat([index, (cell % spec.shape[2])[..., None]], -1)
         rays = scene.rays[path]
-        mean = rays.new_tensor(spec.lower) + (index + 0.5) * rays.new_tensor(spec.voxel_size) - rays[..., :3]
+        mean = constant(spec.lower, rays) + (index + 0.5) * constant(spec.voxel_size, rays) - rays[..., :3]
         if offsets is not None:
             voxel = rays[..., 6].long() * (spec.shape[0] * spec.shape[1] * spec.shape[2]) + cell
             mean = mean + offsets.reshape(-1, 3)[voxel]
@@ -269,10 +270,10 @@ def _path_tables(
     """One row a path for `find_hits`: float32 and int32."""
     walk = cross_lattice(paths, spec, reach, max_offset, near, far)
     device = paths.origins.device
-    size = paths.origins.new_tensor(spec.voxel_size)
-    strides = torch.tensor([spec.shape[1] * spec.shape[2], spec.shape[2], 1], device=device)[walk.axes]
+    size = constant(spec.voxel_size, paths.origins)
+    strides = constant([spec.shape[1] * spec.shape[2], spec.shape[2], 1], device)[walk.axes]
     metric, edges = paths.directions.gather(1, walk.axes), size[walk.axes]
-    origin = paths.origins.gather(1, walk.axes) - paths.origins.new_tensor(spec.lower)[walk.axes]
+    origin = paths.origins.gather(1, walk.axes) - constant(spec.lower, paths.origins)[walk.axes]
     lower, upper = paths.bounds.gather(2, walk.axes[:, None].expand(-1, 2, -1)).unbind(1)
     step = edges[:, 0] / metric[:, 0]  # metres along the ray between layers
     floats = {

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.ops.splat_rays import RayPaths
 from syntheocc.occupancy.ops.splat_rays.lattice import Walk, cross_lattice, window_size
@@ -168,8 +169,8 @@ def _respond(
     cell = voxel % (shape[0] * shape[1] * shape[2])
     index = torch.stack([cell // (shape[1] * shape[2]), cell // shape[2] % shape[1], cell % shape[2]], -1)
     size, lower = (
-        scene.paths.origins.new_tensor(scene.spec.voxel_size),
-        scene.paths.origins.new_tensor(scene.spec.lower),
+        constant(scene.spec.voxel_size, scene.paths.origins),
+        constant(scene.spec.lower, scene.paths.origins),
     )
     mean = lower + (index.to(dtype) + 0.5) * size
     if voxels.offsets is not None:
@@ -220,8 +221,8 @@ def _candidates(
     path_all = torch.repeat_interleave(torch.arange(first, last, device=device), counts)
     begin = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
     layer_all = walk.first[path_all] + torch.arange(len(path_all), device=device) - begin
-    strides = torch.tensor([spec.shape[1] * spec.shape[2], spec.shape[2], 1], device=device)
-    size = scene.paths.origins.new_tensor(spec.voxel_size)
+    strides = constant([spec.shape[1] * spec.shape[2], spec.shape[2], 1], device)
+    size = constant(spec.voxel_size, scene.paths.origins)
     side = torch.arange(window, device=device)
     number = spec.shape[0] * spec.shape[1] * spec.shape[2]
     block = max(1, BLOCK_CANDIDATES.get(device.type, BLOCK_CANDIDATES["cuda"]) // window**2)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from syntheocc.occupancy.constants import constant
+
 __all__ = ["composite_volume_torch", "nearest_voxel", "trilinear"]
 
 
@@ -24,7 +26,7 @@ def trilinear(
     Returns:
         [...] or [..., C].
     """
-    size = coordinates.new_tensor(volume.shape[:3])
+    size = constant(volume.shape[:3], coordinates)
     # Far points would overflow grid_sample's integers.
     at = torch.maximum(torch.minimum(coordinates.nan_to_num(-2.0), size + 1), -2 * torch.ones_like(size))
     # grid_sample's own convention with align_corners=False, whose axes are in reverse: depth X, height Y, width Z.
@@ -51,7 +53,7 @@ def nearest_voxel(
     Returns:
         [...] or [..., C] of the volume's dtype.
     """
-    size = torch.tensor(volume.shape[:3], device=volume.device)
+    size = constant(volume.shape[:3], volume.device)
     cell = (coordinates + 0.5).floor()
     inside = ((cell >= 0) & (cell < size)).all(-1)
     x, y, z = torch.where(inside[..., None], cell, 0.0).long().unbind(-1)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.perception.occdepth.depth_bins import edge_places, linear_places
 from syntheocc.occupancy.perception.occdepth.geometry import Projection, StereoCameras
@@ -26,8 +27,8 @@ PUBLISHED_GAIN = 100.0
 
 def depth_half_extent(cameras: StereoCameras, spec: GridSpec) -> Tensor:
     """Half of a voxel's extent along each camera's optical axis, metres: float64 [B, V]."""
-    size = cameras.velo2img.new_tensor(spec.voxel_size, dtype=torch.float64)
-    return 0.5 * (cameras.velo2img.double()[..., 2, :3].abs() * size).sum(-1)
+    axis = cameras.velo2img.double()[..., 2, :3].abs()
+    return 0.5 * (axis * constant(spec.voxel_size, axis)).sum(-1)
 
 
 def depth_evidence(

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.perception.occdepth.geometry import Projection
 
 __all__ = ["PATTERNS", "PixelLookup", "fuse_views", "lift_features", "look_up", "read_map"]
@@ -64,7 +65,7 @@ def look_up(
         pattern: which of `PATTERNS`.
     """
     height, width = image_size
-    offsets = torch.tensor(PATTERNS[pattern], device=projection.pixels.device)  # [P, 2]
+    offsets = constant(PATTERNS[pattern], projection.pixels.device)  # [P, 2]
     whole = projection.pixels.round().long()[..., None, :] + offsets
     u, v = whole.unbind(-1)
     inside = (projection.depth > 0)[..., None] & (u >= 0) & (u < width) & (v >= 0) & (v < height)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.losses import (
     frustum_proportion_loss,
     relation_loss,
@@ -120,4 +121,4 @@ def _checked_labels(batch: StereoBatch, config: OccDepthConfig) -> Tensor:
 
 
 def _weights(values: tuple[float, ...] | None, like: Tensor) -> Tensor | None:
-    return None if values is None else like.new_tensor(values)
+    return None if values is None else constant(values, like)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from syntheocc.engine.dropout import Seeds, dropout, each_sample, fold
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.ops.distance_attention import distance_attention
-from syntheocc.occupancy.perception.sparseocc.geometry import constant
 
 
 class PositionEncoder(nn.Sequential):

@@ -4,12 +4,10 @@ Legend: B samples, T frames, V views (cameras), N points, K voxels.
 Voxels are named by their corner: the integer indices of their lowest full-resolution voxel.
 """
 
-from functools import lru_cache
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.grids import GridSpec
 
 # Offsets of a voxel's eight children in half voxels, in the order of the learnt split (specs/sparseocc.md 2.6).
@@ -18,18 +16,6 @@ CHILD_OFFSETS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1
 _NEAR = 1e-5
 # Far enough beside an image of any size that not even its blurred border is sampled.
 _BESIDE = ((0.0, 0.0, 0.0, -1e6), (0.0, 0.0, 0.0, -1e6), (0.0, 0.0, 0.0, 1.0), (0.0, 0.0, 0.0, 1.0))
-
-
-def constant(values: Any, device: torch.device) -> Tensor:
-    """A tensor of nested tuples, copied to the device once: each copy would wait for the GPU."""
-    # The compiler makes constants of its own, and warns of caches.
-    return torch.tensor(values, device=device) if torch.compiler.is_compiling() else _cached(values, device)
-
-
-@lru_cache(maxsize=256)
-def _cached(values: Any, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(values, device=device)
 
 
 def level_corners(shape: tuple[int, int, int], cell: int, device: torch.device | str | None = None) -> Tensor:

@@ -6,9 +6,10 @@ Legend: B samples, Q queries, K kept voxels, C occupied classes, X Y Z voxels.
 import torch
 from torch import Tensor
 
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.perception.prediction import OccupancyPrediction
 from syntheocc.occupancy.perception.sparseocc.config import SparseOccConfig
-from syntheocc.occupancy.perception.sparseocc.geometry import constant, inside
+from syntheocc.occupancy.perception.sparseocc.geometry import inside
 
 
 def merge_semantics(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from syntheocc.engine.dropout import Generators, seeds_of
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.perception.backbone_weights import BackboneReport, load_backbone_weights
 from syntheocc.occupancy.perception.backbones import ImageEncoder
 from syntheocc.occupancy.perception.prediction import OccupancyPrediction
@@ -19,7 +20,6 @@ from syntheocc.occupancy.perception.sparseocc import presets
 from syntheocc.occupancy.perception.sparseocc.config import SparseOccConfig
 from syntheocc.occupancy.perception.sparseocc.convert import read_released
 from syntheocc.occupancy.perception.sparseocc.criterion import SparseOccCriterion
-from syntheocc.occupancy.perception.sparseocc.geometry import constant
 from syntheocc.occupancy.perception.sparseocc.inference import predict_grids
 from syntheocc.occupancy.perception.sparseocc.mask_decoder import MaskDecoder, MaskPrediction
 from syntheocc.occupancy.perception.sparseocc.presets import SparseOccRecipe

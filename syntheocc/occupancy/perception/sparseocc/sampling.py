@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from syntheocc.engine.dropout import Generators
+from syntheocc.occupancy.constants import constant
 from syntheocc.occupancy.grids import GridSpec
 from syntheocc.occupancy.ops.msmv_sampling import msmv_sampling
 from syntheocc.occupancy.perception.sparseocc.geometry import (
-    constant,
     hide_missing_views,
     project_points,
     voxel_points,
