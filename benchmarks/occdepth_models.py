@@ -22,7 +22,7 @@ import torch
 from occdepth_report import figures_of, summarise
 from occdepth_world import StereoOrder, StereoPairs, make_pairs
 from perception_data import Workshop
-from perception_models import Arm, Contender, Schedule, Training
+from perception_models import Arm, Contender, Schedule, Training, recording_agrees
 from perception_run import save_arrays
 from perception_scores import commonest
 from processes import Clock, agreed, device_of, fair_share, group, kept_going
@@ -39,6 +39,7 @@ from syntheocc.occupancy.perception.occdepth.config import OccDepthConfig, as_pu
 from syntheocc.occupancy.perception.occdepth.geometry import StereoCameras
 from syntheocc.occupancy.perception.occdepth.model import OccDepth
 from syntheocc.occupancy.perception.occdepth.presets import preset
+from syntheocc.occupancy.perception.occdepth.recorded import RecordedTraining
 
 # Arm -> how it differs from the preset with two views and depth.
 ARMS: dict[str, dict[str, Any]] = {
@@ -107,9 +108,13 @@ def contender(args: argparse.Namespace) -> Contender:
 
     def losses(model: OccDepth, batch: StereoBatch, dtype: torch.dtype | None) -> dict[str, Tensor]:
         batch.frustums = None if batch.frustums is None else batch.frustums[:, : model.config.num_views]
+        network = vars(model).get("recorded", model)
         with torch.autocast(batch.images.device.type, dtype, enabled=dtype is not None):
-            output = model(batch.images, StereoCameras.of_batch(batch))
+            output = network(batch.images, StereoCameras.of_batch(batch))
         return model.losses(output, batch)
+
+    def record(model: OccDepth, dtype: torch.dtype | None) -> None:
+        vars(model)["recorded"] = RecordedTraining(model, dtype)
 
     def groups(model: OccDepth, rate: float) -> list[dict[str, Any]]:
         return model.parameter_groups(replace(preset(args.preset).recipe, backbone_rate=1.0), rate)
@@ -136,6 +141,7 @@ def contender(args: argparse.Namespace) -> Contender:
         settings=(0.0,),
         setting="",
         save=save,
+        record=record,
     )
 
 
@@ -156,6 +162,7 @@ def run(args: argparse.Namespace) -> dict | None:
     with group(ranks, device):
         pairs, exams, facts = world(args, config, ranks, device, clock, say)
         mine = ranks.share(arms)
+        model = recorded_where_it_agrees(model, mine, pairs, args, facts, say)
         schedule, steps, examining = planned(args, model, mine, pairs, exams, ranks, clock, say)
         facts |= {"schedule": vars(schedule), "learning_from": len(pairs)}
         failures: list[str] = []
@@ -210,6 +217,18 @@ def world(
     return pairs, exams, facts
 
 
+def recorded_where_it_agrees(
+    model: Contender, mine: list[str], pairs: StereoPairs, args: argparse.Namespace, facts: dict[str, Any], say: Any
+) -> Contender:
+    """The contender, without recording its passes where that goes another way than plain training."""
+    if not pairs.images.is_cuda or not mine:
+        return model
+    fault = recording_agrees(model, arm_of(mine[0]), pairs, Schedule(12, args.batch, 1e-3, args.seed))
+    say(f"steps recorded as CUDA graphs: {fault or 'yes'}", everyone=True)
+    facts["recorded"] = fault is None
+    return model if fault is None else replace(model, record=None)
+
+
 def planned(
     args: argparse.Namespace, model: Contender, mine: list[str], pairs: StereoPairs, exams: dict[str, StereoPairs],
     ranks: Ranks, clock: Clock, say: Any,
@@ -222,11 +241,10 @@ def planned(
     fit, stepping, examining = float(args.train_steps or 1e9), dict.fromkeys(mine, 1.0), 0.0
     if not args.train_steps:
         for name in mine:
-            training = Training(model, arm_of(name), pairs, replace(schedule, steps=10_000), half=pairs.images.is_cuda)
-            training.losses_of(6)
-            began = now(pairs)
-            training.losses_of(12)
-            step = (now(pairs) - began) / 12
+            training = Training(
+                model, arm_of(name), pairs, replace(schedule, steps=10_000), half=pairs.images.is_cuda, recorded=True
+            )
+            step = training.seconds_a_step(lambda: now(pairs))
             exam = next(iter(exams.values()))
             few = replace_rows(exam, 2 * exam.per_scene)
             count(predictor(training), few, training.model.config)
@@ -323,7 +341,7 @@ def one_arm(
 ) -> None:  # fmt: skip
     """Train, examine and keep one arm in its folder."""
     folder = args.output / name
-    training = Training(model, arm_of(name), pairs, schedule, half=pairs.images.is_cuda)
+    training = Training(model, arm_of(name), pairs, schedule, half=pairs.images.is_cuda, recorded=True)
     facts = training.run(folder, lambda text: say(f"{name}: {text}", everyone=True), enough)
     say(f"{name}: {facts['steps']} steps in {facts['seconds_training']:.0f} s", everyone=True)
     model.save(training.model, folder / "model")

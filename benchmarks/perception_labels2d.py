@@ -22,6 +22,8 @@ from syntheocc.occupancy.perception.registry import model_entry
 from syntheocc.occupancy.perception.transforms import ImageAugmentation
 from syntheocc.occupancy.perception.view_transform import LiftCameras
 from syntheocc.occupancy.perception.volume_model import VolumeModel
+from syntheocc.occupancy.perception.volume_recorded import RecordedVolumeModel
+from syntheocc.occupancy.perception.volume_step import VolumeStep
 from syntheocc.occupancy.rendering.rays import BoxMotion, RayLabels
 
 # Of a key frame's seven frames of rays so many are kept, those of the key frame itself three times as likely.
@@ -105,14 +107,19 @@ def contender(size: str, image_size: tuple[int, int]) -> dict[str, Any]:
         return model
 
     def losses(model: VolumeModel, batch: OccupancyBatch, dtype: torch.dtype | None) -> dict[str, Tensor]:
-        device = batch.images.device
+        batch = replace(batch, rays=_for_recipe(batch.rays, model.recipe_rays))
+        with torch.autocast(batch.images.device.type, dtype, enabled=dtype is not None):
+            return step_of(model)(batch, 0, list(range(len(batch.tokens))))
+
+    def step_of(model: VolumeModel) -> VolumeStep:
         if "step" not in vars(model):
             # Not as a submodule: the step has the model in it.
             entry: Any = model_entry(classes[type(model)])
-            vars(model)["step"] = entry.step_class(model).to(device)
-        batch = replace(batch, rays=_for_recipe(batch.rays, model.recipe_rays))
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            return vars(model)["step"](batch, 0, list(range(len(batch.tokens))))
+            vars(model)["step"] = entry.step_class(model).to(next(model.parameters()).device)
+        return vars(model)["step"]
+
+    def record(model: VolumeModel, dtype: torch.dtype | None) -> None:
+        step_of(model).recorded = RecordedVolumeModel(model, dtype)
 
     def predict(model: VolumeModel, images: Tensor, ego2img: Tensor, settings: tuple[float, ...]) -> Any:
         output = model(images, cameras_of(ego2img, top, images.shape[-1]))
@@ -132,6 +139,7 @@ def contender(size: str, image_size: tuple[int, int]) -> dict[str, Any]:
         "settings": (0.5, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.7),
         "setting": "opacity",
         "save": lambda model, folder: model.save_pretrained(folder),
+        "record": record,
     }
 
 

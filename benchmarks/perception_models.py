@@ -7,6 +7,7 @@ model is another row.
 import copy
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -268,6 +269,17 @@ class Training:
         """The loss of each of so many steps."""
         self.model.train()
         return torch.stack([self.one()["loss"] for _ in range(steps)]).tolist()
+
+    def seconds_a_step(self, now: Callable[[], float]) -> float:
+        """The median of a few, for kernels that are compiled on the way must not count; `now` waits for the device."""
+        self.model.train()
+        warm, timed = (6, 12) if self.drives.images.is_cuda else (1, 2)
+        times = []
+        for _ in range(warm + timed):
+            began = now()
+            self.one()
+            times.append(now() - began)
+        return statistics.median(times[warm:])
 
     def parts(self, now: Callable[[], float]) -> dict[str, float]:
         """Seconds of the parts of one step without an update; `now` waits for the device."""

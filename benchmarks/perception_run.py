@@ -203,13 +203,7 @@ def step_seconds(
     """Seconds of a training step, of all exams, and of a step's parts, from a network that is thrown away."""
     on_gpu = drives.images.is_cuda
     training = Training(contender, arm, drives, replace(schedule, steps=10_000), half=on_gpu, recorded=True)
-    training.model.train()
-    warm, timed = (6, 12) if on_gpu else (1, 2)
-    for i in range(warm + timed):
-        if i == warm:
-            began = _now(drives)
-        training.one()
-    stepping = (_now(drives) - began) / timed
+    stepping = training.seconds_a_step(lambda: _now(drives))
     parts = training.parts(lambda: _now(drives))
     exam = exams[DEVELOPMENT]
     few = replace(exam, rows=exam.rows[: max(exam.per_scene, AT_ONCE // exam.per_scene * exam.per_scene)])

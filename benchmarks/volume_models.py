@@ -29,7 +29,13 @@ from syntheocc.occupancy.ops.mpi_lookup import has_module
 from syntheocc.occupancy.perception.batch import OccupancyBatch
 from syntheocc.occupancy.perception.registry import model_entry
 from syntheocc.occupancy.perception.trunk import OccupancyTrunk
-from syntheocc.occupancy.perception.view_transform import LiftCameras, feature_pixels, lift_points, voxel_numbers
+from syntheocc.occupancy.perception.view_transform import (
+    LiftCameras,
+    feature_pixels,
+    image_to_grid,
+    lift_points,
+    voxel_numbers,
+)
 from syntheocc.occupancy.perception.volume_model import VolumeModel
 from syntheocc.occupancy.perception.volume_presets import PUBLISHED_TRUNK, R50_TRUNK, SMALL_TRUNK, TINY_TRUNK
 from syntheocc.occupancy.rendering.rays import BoxMotion, RayLabels
@@ -88,7 +94,7 @@ def pool(bench: Bench) -> None:
     config = TINY_TRUNK if bench.args.smoke else PUBLISHED_TRUNK
     size = (config.image_size[0] // 16, config.image_size[1] // 16)
     rig = cameras(config, 1, bench.device)
-    points = lift_points(rig.ego2img[0, 0], feature_pixels(size, config.image_size, bench.device),
+    points = lift_points(image_to_grid(rig.ego2img[0, 0]), feature_pixels(size, config.image_size, bench.device),
                          config.depth.depths(bench.device))  # fmt: skip
     voxels = voxel_numbers(points, config.grid)
     number = config.grid.shape[0] * config.grid.shape[1] * config.grid.shape[2]

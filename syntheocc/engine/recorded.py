@@ -5,6 +5,7 @@ longer where the model is small. What depends on the step (captions, labels, the
 shapes have to be the same from step to step. Numbers drawn from torch's own state are new ones in every replay.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["RecordedNetworks"]
+__all__ = ["RecordedModel", "RecordedNetworks"]
 
 # Kernels are compiled and convolution algorithms measured before the recording, neither of which can be recorded.
 _WARM_UP = 3
@@ -59,6 +60,46 @@ class RecordedNetworks:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copy of a model has parameters of its own, and goes without recordings."""
+
+
+class RecordedModel(ABC):
+    """A model's forward and backward pass of training, recorded as CUDA graphs at the first step and replayed.
+
+    Random numbers come from torch's own state, so that one process draws others than two; where samples have
+    generators of their own, call the model itself. Record while nothing else holds a graph of the model's parameters
+    (an earlier output, a loss): what does keeps their gradients on its stream.
+
+    Args:
+        model: in training mode. Its parameters may be changed in place, not replaced.
+        dtype: of autocast; None computes in the weights' own.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None):
+        self.model, self.dtype = model, dtype
+        self._networks = RecordedNetworks([p for p in model.parameters() if p.requires_grad])
+        self._present: dict[tuple, list[bool]] = {}
+
+    @abstractmethod
+    def passes(self, *inputs: Tensor) -> Sequence[Tensor | None]:
+        """The model's outputs one after another; must not wait for the device, and depend on nothing but `inputs`."""
+
+    def replay(self, *inputs: Tensor) -> list[Tensor | None]:
+        """`passes`, recorded where it can be: on a CPU, and in shapes beyond the first two kinds, it runs as it is."""
+        key = (self.model.training, self.dtype)
+        found = iter(self._networks(self._flat, key, inputs))
+        return [next(found) if there else None for there in self._present[key]]
+
+    def _flat(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        # Without its cache: inside a caller's autocast, copies of the weights from before the recording would be used
+        # in every replay.
+        with torch.autocast(inputs[0].device.type, self.dtype, enabled=self.dtype is not None, cache_enabled=False):
+            outputs = self.passes(*inputs)
+        self._present[self.model.training, self.dtype] = [one is not None for one in outputs]
+        return tuple(one for one in outputs if one is not None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copy of a model goes without recordings."""
+        return None
 
 
 class _Recording:

@@ -19,10 +19,10 @@ from syntheocc.occupancy.perception.backbones import checkpointed
 from syntheocc.occupancy.perception.depth_net import DepthNet
 from syntheocc.occupancy.perception.image_encoders import StereoImageEncoder
 from syntheocc.occupancy.perception.stereo import cost_volume, current2previous
-from syntheocc.occupancy.perception.view_transform import DepthBins, LiftCameras, lift_splat
+from syntheocc.occupancy.perception.view_transform import DepthBins, LiftCameras, image_to_grid, lift_splat
 from syntheocc.occupancy.perception.volume_encoder import BasicBlock3D, VolumeEncoder
 
-__all__ = ["OccupancyTrunk", "TrunkConfig", "TrunkOutput"]
+__all__ = ["OccupancyTrunk", "TrunkConfig", "TrunkGeometry", "TrunkOutput"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,17 @@ class TrunkConfig:
         return self.bev_frames + int(self.stereo)
 
 
+class TrunkGeometry(NamedTuple):
+    """What the trunk reads of cameras; made apart from it, for inverting matrices can wait for the device."""
+
+    img2grid: Tensor
+    """float32 [B, F, V, 4, 4] of the F = bev_frames newest frames, see `image_to_grid`."""
+    to_previous: Tensor
+    """float32 [B, F, V, 4, 4] from their pixels to those of the frame before each, see `current2previous`."""
+    vectors: Tensor
+    """float32 [B, V, 27], see `LiftCameras.vectors`."""
+
+
 class TrunkOutput(NamedTuple):
     """What the heads and the depth loss are made from."""
 
@@ -127,25 +138,39 @@ class OccupancyTrunk(nn.Module):
         """Of the depth map."""
         return self.image_encoder.stride
 
-    def forward(self, images: Tensor, cameras: LiftCameras, generators: Generators = None) -> TrunkOutput:
+    def geometry(self, cameras: LiftCameras) -> TrunkGeometry:
+        """What the network reads of a batch's cameras.
+
+        Raises:
+            ValueError: cameras of another number of frames than the config's.
+        """
+        config, shape = self.config, tuple(cameras.ego2img.shape)
+        if shape[1] != config.num_frames:
+            raise ValueError(f"ego2img must be [B, {config.num_frames}, V, 4, 4], got {shape}")
+        current = cameras.ego2img[:, : config.bev_frames]
+        # One frame before each, of which only stereo knows.
+        previous = cameras.ego2img[:, 1 : 1 + config.bev_frames] if config.stereo else current
+        return TrunkGeometry(image_to_grid(current), current2previous(current, previous), cameras.vectors())
+
+    def forward(
+        self, images: Tensor, cameras: LiftCameras | TrunkGeometry, generators: Generators = None
+    ) -> TrunkOutput:
         """Encode a batch.
 
         Args:
             images: [B, T, V, 3, H, W], normalised.
-            cameras: of all of them.
+            cameras: of all of them, or what `geometry` made of them.
             generators: one a sample, whose seeds the dropout of the depth network draws with; None: torch's own.
 
         Raises:
             ValueError: another number of frames or another size than the config's.
         """
         config, seeds = self.config, seeds_of(generators)
-        wanted = (config.num_frames, images.shape[2], 3, *config.image_size)
-        if images.ndim != 6 or tuple(images.shape[1:]) != wanted or cameras.ego2img.shape[:3] != images.shape[:3]:
-            raise ValueError(
-                f"images must be [B, {config.num_frames}, V, 3, {config.image_size[0]}, {config.image_size[1]}] with "
-                f"as many cameras, got {tuple(images.shape)} and {tuple(cameras.ego2img.shape)}"
-            )
-        vectors = cameras.vectors()
+        geometry = cameras if isinstance(cameras, TrunkGeometry) else self.geometry(cameras)
+        batch, views = geometry.vectors.shape[:2]
+        wanted = (batch, config.num_frames, views, 3, *config.image_size)
+        if tuple(images.shape) != wanted:
+            raise ValueError(f"images of these cameras must be {list(wanted)}, got {list(images.shape)}")
         volumes: list[Tensor] = []
         reference: Tensor | None = None
         if config.stereo:
@@ -154,7 +179,7 @@ class OccupancyTrunk(nn.Module):
         logits = None
         for t in range(config.bev_frames - 1, -1, -1):
             with torch.set_grad_enabled(torch.is_grad_enabled() and t == 0):
-                volume, logits, reference = self._frame(images[:, t], cameras, vectors, t, reference, fold(seeds, t))
+                volume, logits, reference = self._frame(images[:, t], geometry, t, reference, fold(seeds, t))
             volumes.append(volume)
         assert logits is not None
         return TrunkOutput(self.volume_encoder(torch.cat(volumes, 1)), logits)
@@ -162,27 +187,25 @@ class OccupancyTrunk(nn.Module):
     def _frame(
         self,
         images: Tensor,
-        cameras: LiftCameras,
-        vectors: Tensor,
+        geometry: TrunkGeometry,
         t: int,
         reference: Tensor | None,
         seeds: Seeds = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One frame's volume [B, C, X, Y, Z] in the current grid, its depth logits, and its stereo map."""
         config, (batch, views) = self.config, images.shape[:2]
-        ego2img = cameras.ego2img[:, t]
         features, stereo = self.image_encoder(images.flatten(0, 1))
         cost = None
         if reference is not None:
-            matrix = current2previous(ego2img, cameras.ego2img[:, t + 1]).flatten(0, 1)
+            matrix = geometry.to_previous[:, t].flatten(0, 1)
             cost = cost_volume(stereo, reference, matrix, config.depth, config.image_size, config.legacy)
-        context, logits = self.depth_net(features, vectors.flatten(0, 1), cost, seeds)
+        context, logits = self.depth_net(features, geometry.vectors.flatten(0, 1), cost, seeds)
         logits = logits.unflatten(0, (batch, views))
         depth = logits.float().softmax(2)
         volume = lift_splat(
             depth,
             context.unflatten(0, (batch, views)).to(depth.dtype),
-            ego2img,
+            geometry.img2grid[:, t],
             config.depth,
             config.grid,
             config.image_size,

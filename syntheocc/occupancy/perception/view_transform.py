@@ -27,6 +27,7 @@ __all__ = [
     "DepthBins",
     "LiftCameras",
     "feature_pixels",
+    "image_to_grid",
     "lift_points",
     "lift_splat",
     "voxel_numbers",
@@ -170,21 +171,31 @@ def feature_pixels(
     return torch.stack([u, v], -1)
 
 
-def lift_points(
-    ego2img: Tensor,  # [..., 4, 4]
-    pixels: Tensor,  # [h, w, 2]
-    depths: Tensor,  # [D]
-) -> Tensor:
-    """Where pixels at depths lie in the grid's frame: float32 [..., D, h, w, 3] metres, NaN without a camera."""
+def image_to_grid(ego2img: Tensor) -> Tensor:
+    """The inverses of projections [..., 4, 4]: float32, NaN without a camera."""
     exists = (ego2img != 0).flatten(-2).any(-1)[..., None, None]
     # In float64 up to here: the matrices hold focal lengths of 1000 beside metres.
     eye = torch.eye(4, dtype=torch.float64, device=ego2img.device)
-    img2ego = torch.linalg.inv(torch.where(exists, ego2img.double(), eye))
-    img2ego = torch.where(exists, img2ego, torch.nan).float()
+    inverse = torch.linalg.inv(torch.where(exists, ego2img.double(), eye))
+    return torch.where(exists, inverse, torch.nan).float()
+
+
+def lift_points(
+    img2grid: Tensor,  # [..., 4, 4]
+    pixels: Tensor,  # [h, w, 2]
+    depths: Tensor,  # [D]
+) -> Tensor:
+    """Where pixels at depths lie in the grid's frame: float32 [..., D, h, w, 3] metres, NaN without a camera.
+
+    Args:
+        img2grid: of `image_to_grid`.
+        pixels: u, v of the network's input.
+        depths: metres along the optical axis.
+    """
     # Products written out: autocast would turn a matrix product's metres into bfloat16.
-    columns = img2ego[..., None, None, :3, :3].unbind(-1)
+    columns = img2grid[..., None, None, :3, :3].unbind(-1)
     rays = pixels[..., :1] * columns[0] + pixels[..., 1:] * columns[1] + columns[2]  # [..., h, w, 3]
-    origin = img2ego[..., None, None, None, :3, 3]
+    origin = img2grid[..., None, None, None, :3, 3]
     return depths[:, None, None, None] * rays[..., None, :, :, :] + origin
 
 
@@ -207,7 +218,7 @@ def voxel_numbers(points: Tensor, spec: GridSpec, legacy: bool = False) -> Tenso
 def lift_splat(
     depth: Tensor,  # [B, V, D, h, w]
     context: Tensor,  # [B, V, C, h, w]
-    ego2img: Tensor,  # [B, V, 4, 4]
+    img2grid: Tensor,  # [B, V, 4, 4]
     bins: DepthBins,
     spec: GridSpec,
     image_size: tuple[int, int],
@@ -219,10 +230,10 @@ def lift_splat(
     Args:
         depth: probability of each bin.
         context: features.
-        ego2img: of these images.
+        img2grid: `image_to_grid` of these images.
         bins: what the D bins mean.
         spec: the grid.
-        image_size: H and W that `ego2img` projects to.
+        image_size: H and W of the network's input.
         legacy: the published rounding and pixels; see the module.
         backend: of `bev_pool`.
 
@@ -238,7 +249,7 @@ def lift_splat(
             f"{tuple(context.shape)}"
         )
     pixels = feature_pixels((depth.shape[-2], depth.shape[-1]), image_size, depth.device, legacy)
-    points = lift_points(ego2img, pixels, bins.depths(depth.device))
+    points = lift_points(img2grid, pixels, bins.depths(depth.device))
     batch, size = len(depth), spec.shape[0] * spec.shape[1] * spec.shape[2]
     voxels = voxel_numbers(points, spec, legacy)  # [B, V, D, h, w]
     first = torch.arange(batch, device=depth.device).view(-1, 1, 1, 1, 1) * size

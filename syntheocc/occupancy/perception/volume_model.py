@@ -18,7 +18,7 @@ from syntheocc.occupancy.perception.backbone_weights import BackboneReport
 from syntheocc.occupancy.perception.prediction import OccupancyPrediction
 from syntheocc.occupancy.perception.recipes import TrainingRecipe
 from syntheocc.occupancy.perception.storage import load_weights, read_folder, write_folder
-from syntheocc.occupancy.perception.trunk import OccupancyTrunk
+from syntheocc.occupancy.perception.trunk import OccupancyTrunk, TrunkGeometry
 from syntheocc.occupancy.perception.view_transform import LiftCameras
 from syntheocc.occupancy.perception.volume_config import VolumeConfig
 from syntheocc.occupancy.perception.volume_heads import VolumeHeads
@@ -83,12 +83,14 @@ class VolumeModel(nn.Module, ABC):
             images = images.flip(-3)
         return (images - self._image_mean) / self._image_std
 
-    def forward(self, images: Tensor, cameras: LiftCameras, generators: Generators = None) -> VolumeOutput:
+    def forward(
+        self, images: Tensor, cameras: LiftCameras | TrunkGeometry, generators: Generators = None
+    ) -> VolumeOutput:
         """Encode a batch.
 
         Args:
             images: [B, T, V, 3, H, W] RGB: uint8, or float already normalised (`normalise`).
-            cameras: of all of them.
+            cameras: of all of them, or what the trunk's `geometry` made of them.
             generators: of the dropout while training, one a sample; None draws from torch's own state.
 
         Raises:

@@ -22,6 +22,7 @@ from syntheocc.occupancy.perception.ray_config import FLAT_CLASSES
 from syntheocc.occupancy.perception.registry import GeneratorOf
 from syntheocc.occupancy.perception.view_transform import LiftCameras
 from syntheocc.occupancy.perception.volume_model import VolumeModel, VolumeOutput
+from syntheocc.occupancy.perception.volume_recorded import RecordedVolumeModel
 from syntheocc.occupancy.rendering.gaussian import mirrored_axes, unflip
 from syntheocc.occupancy.rendering.ray_choice import choose_rays
 from syntheocc.occupancy.rendering.rays import BoxMotion, RayLabels
@@ -44,6 +45,8 @@ class VolumeStep(nn.Module, ABC):
         super().__init__()
         self.model: VolumeModel = model
         self.generator_of = generator_of
+        self.recorded: RecordedVolumeModel | None = None
+        """Answers instead of the model, where samples have no generators of their own."""
 
     @abstractmethod
     def ray_losses(
@@ -105,7 +108,10 @@ class VolumeStep(nn.Module, ABC):
             changed = apply_photometric(images.flatten(0, 2), batch.photometric)
             images = self.model.normalise(changed).unflatten(0, images.shape[:3])
         generators = self._generators(step, positions, images.device)
-        output = self.model(images, cameras, generators if self.generator_of is not None else None)
+        if self.generator_of is not None:
+            output = self.model(images, cameras, generators)
+        else:
+            output = (self.recorded or self.model)(images, cameras)
         losses: dict[str, Tensor] = {}
         if batch.rays is not None and config.lss_depth_weight:
             depth = ray_depths(batch.rays, cameras, config.image_size, self.model.trunk.stride)

@@ -202,8 +202,13 @@ def test_without_stereo_and_with_one_frame(inputs):
 
 def test_what_does_not_fit_is_refused(tiny, inputs):
     images, cameras = inputs
-    with pytest.raises(ValueError, match=r"images must be \[B, 3, V, 3, 64, 96\]"):
+    with pytest.raises(ValueError, match=r"images of these cameras must be \[2, 3, \d, 3, 64, 96\]"):
         tiny(images[:, :2], cameras)
+    older = replace(
+        cameras, **{name: getattr(cameras, name)[:, :2] for name in ("ego2img", "intrinsics", "image_transforms")}
+    )
+    with pytest.raises(ValueError, match=r"ego2img must be \[B, 3, V, 4, 4\], got \(2, 2,"):
+        tiny(images, older)
     with pytest.raises(ValueError, match="multiples of 32"):
         replace(TINY, image_size=(60, 96))
     with pytest.raises(ValueError, match="need one number a level"):
@@ -241,7 +246,7 @@ def test_a_mirrored_grid_has_the_mirrored_features(tiny, inputs):
         found = {}
         handle = tiny.pre_process.register_forward_pre_hook(lambda _, inputs, found=found: found.update(x=inputs[0]))
         vectors = cameras.vectors()  # the same for both: the depth network may know of the mirror
-        tiny._frame(images[:, 0], rig, vectors, 0, None)
+        tiny._frame(images[:, 0], tiny.geometry(rig)._replace(vectors=vectors), 0, None)
         handle.remove()
         lifted.append(found["x"])
     torch.testing.assert_close(lifted[1].flip((2, 3)), lifted[0], atol=1e-5, rtol=1e-4)

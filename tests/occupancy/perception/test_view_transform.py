@@ -11,6 +11,7 @@ from syntheocc.occupancy.perception.view_transform import (
     DepthBins,
     LiftCameras,
     feature_pixels,
+    image_to_grid,
     lift_points,
     lift_splat,
     voxel_numbers,
@@ -42,7 +43,7 @@ def cameras(intrinsics=INTRINSICS, pose=None, image=None, turn=None):
 def test_a_voxel_is_found_through_its_pixel():
     """V13: the voxel (130, 100, 6) lies at z 10.5 before pixel (794.557, 480.652)."""
     pixel = torch.tensor([[[794.55699086, 480.65209543]]])
-    (point,) = lift_points(cameras().ego2img[0, 0], pixel, torch.tensor([10.5])).view(-1, 3)
+    (point,) = lift_points(image_to_grid(cameras().ego2img[0, 0]), pixel, torch.tensor([10.5])).view(-1, 3)
     torch.testing.assert_close(point, torch.tensor([12.2, 0.2, 1.6]), atol=1e-4, rtol=0)
     spec = OCC3D_NUSCENES.spec
     assert int(voxel_numbers(point, spec)) == (130 * 200 + 100) * 16 + 6
@@ -83,9 +84,9 @@ def test_a_mirrored_grid_has_the_mirrored_volume(flip_x, flip_y):
     context = torch.randn(1, 1, 3, 4, 8, generator=g)
     plain = cameras(intrinsics, pose)
     turned = cameras(intrinsics, pose, turn=GridTransform(flip_x=flip_x, flip_y=flip_y))
-    expected = lift_splat(depth, context, plain.ego2img[:, 0], bins, GRID, (32, 64))
+    expected = lift_splat(depth, context, image_to_grid(plain.ego2img[:, 0]), bins, GRID, (32, 64))
     assert expected.shape == (1, 3, 16, 16, 8) and expected.abs().sum() > 1
-    got = lift_splat(depth, context, turned.ego2img[:, 0], bins, GRID, (32, 64))
+    got = lift_splat(depth, context, image_to_grid(turned.ego2img[:, 0]), bins, GRID, (32, 64))
     axes = [axis for axis, flip in ((2, flip_x), (3, flip_y)) if flip]
     torch.testing.assert_close(got.flip(axes) if axes else got, expected, atol=1e-5, rtol=1e-5)
 
@@ -102,7 +103,7 @@ def test_augmented_images_are_lifted_to_the_same_places():
         u, v, z, _ = (rig.ego2img[0, 0, 0] @ point).tolist()
         assert z == pytest.approx(10.5)
         pixel = torch.tensor([[[u / z, v / z]]])
-        lifted = lift_points(rig.ego2img[0, 0], pixel, torch.tensor([z])).view(3)
+        lifted = lift_points(image_to_grid(rig.ego2img[0, 0]), pixel, torch.tensor([z])).view(3)
         torch.testing.assert_close(lifted, point[:3].float(), atol=1e-4, rtol=0)
 
 
@@ -123,12 +124,12 @@ def test_a_missing_camera_lifts_nothing():
     rig = LiftCameras(rig.ego2img, rig.intrinsics.repeat(1, 1, 2, 1, 1), rig.image_transforms.repeat(1, 1, 2, 1, 1),
                       rig.grid_transforms)  # fmt: skip
     assert rig.exists.tolist() == [[[True, False]]] and not rig.vectors()[0, 1].any()
-    points = lift_points(rig.ego2img[0, 0], torch.zeros(1, 1, 2), torch.tensor([2.0]))
+    points = lift_points(image_to_grid(rig.ego2img[0, 0]), torch.zeros(1, 1, 2), torch.tensor([2.0]))
     assert torch.isfinite(points[0]).all() and torch.isnan(points[1]).all()
     volume = lift_splat(
         torch.ones(1, 1, 1, 1, 1),
         torch.ones(1, 1, 1, 1, 1),
-        rig.ego2img[:, 0, 1:],
+        image_to_grid(rig.ego2img[:, 0, 1:]),
         DepthBins(1.0, 2.0, 1.0),
         GRID,
         (1, 1),

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor
 
-from syntheocc.engine.recorded import RecordedNetworks
+from syntheocc.engine.recorded import RecordedModel
 from syntheocc.occupancy.perception.backbones import fold_batch_norms
 from syntheocc.occupancy.perception.sparseocc.mask_decoder import MaskPrediction
 from syntheocc.occupancy.perception.sparseocc.model import SparseOcc, SparseOccOutput
@@ -41,45 +41,32 @@ def prepare_for_inference(
     return fast
 
 
-class RecordedSparseOcc:
-    """The model's forward and backward pass of training, recorded as CUDA graphs at the first step and replayed.
+class RecordedSparseOcc(RecordedModel):
+    """`SparseOcc` in training, recorded; see `RecordedModel`.
 
     Launching its kernels one by one takes the CPU twice as long as the GPU needs to run them (preset `small`, eight
-    samples). Points in masks and dropout come from torch's own random state, so that one process draws others than
-    two; where samples have generators of their own, call the model itself. Record while nothing else
-    holds a graph of the model's parameters (an earlier output, a loss): what does keeps their gradients on its stream.
-
-    Args:
-        model: in training mode. Its parameters may be changed in place, not replaced.
-        dtype: of autocast; None computes in the weights' own.
+    samples). Points in masks and dropout come from torch's own random state.
     """
 
-    def __init__(self, model: SparseOcc, dtype: torch.dtype | None = None):
-        self.model, self.dtype = model, dtype
-        self._networks = RecordedNetworks([p for p in model.parameters() if p.requires_grad])
+    model: SparseOcc
 
     def __call__(self, images: Tensor, ego2img: Tensor) -> SparseOccOutput:
-        """`SparseOcc.forward`; as it is on a CPU, and in shapes other than those of the first two kinds of batches."""
-        tensors = self._networks(self._flat, (self.model.training, self.dtype), (images, ego2img))
-        stages, rest = [], list(tensors)
-        two_heads = self.model.config.version == "1.0"
-        for index in range(len(self.model.config.stages)):
-            corners, features, classes = rest[:3]
-            occupancy = rest[3] if two_heads else None
-            rest = rest[4 if two_heads else 3 :]
-            stages.append(StageOutput(corners, self.model.config.cell(index) // 2, features, classes, occupancy))
+        """`SparseOcc.forward`."""
+        config, rest = self.model.config, self.replay(images, ego2img)
+        stages = []
+        for index in range(len(config.stages)):
+            corners, features, classes, occupancy, *rest = rest
+            assert corners is not None and features is not None and classes is not None
+            stages.append(StageOutput(corners, config.cell(index) // 2, features, classes, occupancy))
         pairs = zip(rest[::2], rest[1::2], strict=True)
-        return SparseOccOutput(stages, [MaskPrediction(classes, masks) for classes, masks in pairs])
+        return SparseOccOutput(stages, [MaskPrediction(classes, masks) for classes, masks in pairs])  # type: ignore[arg-type]
 
-    def _flat(self, images: Tensor, ego2img: Tensor) -> tuple[Tensor, ...]:
-        # Without its cache: inside a caller's autocast, copies of the weights from before the recording would be used
-        # in every replay.
-        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None, cache_enabled=False):
-            output = self.model(images, ego2img)
-        flat: list[Tensor] = []
+    def passes(self, *inputs: Tensor) -> list[Tensor | None]:
+        """Corners, features, classes and occupancy of each stage, then classes and masks of each prediction."""
+        output = self.model(*inputs)
+        flat: list[Tensor | None] = []
         for stage in output.stages:
-            flat += [stage.corners, stage.features, stage.class_logits]
-            flat += [] if stage.occupancy_logits is None else [stage.occupancy_logits]
+            flat += [stage.corners, stage.features, stage.class_logits, stage.occupancy_logits]
         for prediction in output.predictions:
             flat += [prediction.class_logits, prediction.mask_logits]
-        return tuple(flat)
+        return flat

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from recorded_passes import assert_trains_alike
 from stereo_scene import config, scene
 from torch import nn
 
@@ -11,6 +12,7 @@ from syntheocc.occupancy.perception.occdepth.acceleration import (
 )
 from syntheocc.occupancy.perception.occdepth.geometry import StereoCameras
 from syntheocc.occupancy.perception.occdepth.model import OccDepth
+from syntheocc.occupancy.perception.occdepth.recorded import RecordedTraining
 
 
 def trained(**changes):
@@ -68,3 +70,25 @@ def test_a_recording_answers_what_the_model_answers():
         images = batch.images + shift
         same = fast(images).semantics == model.predict(images, cameras).semantics
         assert float(same.float().mean()) > 0.99
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(("changes", "dtype"), [({}, None), ({"num_views": 1, "lift": "flosp"}, None),
+                                                ({"occluded_head": True}, torch.bfloat16)])  # fmt: skip
+def test_recorded_passes_train_alike(changes, dtype, device):
+    torch.manual_seed(0)
+    model = OccDepth(config(**changes)).to(device).train()
+    batch = scene(model.config).to(device)
+    cameras = StereoCameras.of_batch(batch)
+    assert_trains_alike(
+        model,
+        RecordedTraining(model, dtype),
+        lambda network: network(batch.images, cameras),
+        lambda output: model.losses(output, batch)["loss"],
+        dtype,
+    )
+
+
+def test_a_virtual_view_is_not_recorded_in_training():
+    with pytest.raises(ValueError, match="virtual second view"):
+        RecordedTraining(OccDepth(config(lift="flosp", virtual_view=True)))

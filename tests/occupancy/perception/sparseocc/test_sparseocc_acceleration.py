@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from recorded_passes import assert_trains_alike
 
 from syntheocc.occupancy.perception.sparseocc import SparseOcc
 from syntheocc.occupancy.perception.sparseocc.acceleration import RecordedSparseOcc, prepare_for_inference
@@ -85,33 +86,11 @@ def test_recorded_passes_train_alike(trained, version, dtype, device):
     torch.manual_seed(1)
     # Without points drawn at random, the mask decoder's iterations, and without dropout both ways are comparable.
     model = SparseOcc.from_preset("tiny", version=version, mask_iterations=0, dropout=0.0).to(device).train()
-    recorded = RecordedSparseOcc(model, dtype)
     semantics = torch.randint(0, 18, (1, *model.config.grid.shape), device=device, dtype=torch.uint8)
-    seen = []
-    for step in range(3):
-        found = []
-        for network in (model, recorded):
-            model.zero_grad(set_to_none=True)
-            # As a training loop does: a recording must not keep what an outer autocast remembers of the weights.
-            with torch.autocast(device, dtype, enabled=dtype is not None):
-                output = network(images, ego2img)
-            losses = model.losses(output, semantics)
-            losses["loss"].backward()
-            gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
-            found.append((losses["loss"].item(), gradients))
-            # What holds a graph of this step holds the parameters' accumulators on its stream, which is not recorded.
-            del output, losses
-        rounding = 1e-4 if dtype is None else 1e-2
-        assert found[0][0] == pytest.approx(found[1][0], rel=rounding), step
-        seen.append(found[1][0])
-        for one, other in zip(found[0][1], found[1][1], strict=True):
-            if one is None or other is None:
-                # A replay gives zeros for what an output without a gradient led to.
-                assert all(g is None or not g.any() for g in (one, other))
-            elif dtype is None:
-                torch.testing.assert_close(other, one, rtol=1e-2, atol=1e-3 * float(one.abs().max()) + 1e-6)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.mul_(1.5)
-    assert max(seen) - min(seen) > 0.05 * seen[0]
-    assert len(recorded._networks._recordings) == (1 if device == "cuda" else 0)
+    assert_trains_alike(
+        model,
+        RecordedSparseOcc(model, dtype),
+        lambda network: network(images, ego2img),
+        lambda output: model.losses(output, semantics)["loss"],
+        dtype,
+    )
