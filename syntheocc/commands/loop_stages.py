@@ -234,7 +234,7 @@ class Generator:
         Raises:
             ValueError: no camera sees the grid, or its class table has no mapping to the network's.
         """
-        from syntheocc.commands.generate import sample_seed
+        from syntheocc.commands.generate_sample import sample_seed
         from syntheocc.occupancy.data.belonging import check_sees
 
         check_sees(grid, frame.cameras, frame.token)

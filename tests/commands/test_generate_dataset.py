@@ -12,7 +12,8 @@ from PIL import Image
 
 from syntheocc.commands import exit_status, generate
 from syntheocc.commands.dataset import weights_digest
-from syntheocc.commands.generate import GenerateConfig, run, sample_seed
+from syntheocc.commands.generate import GenerateConfig, run
+from syntheocc.commands.generate_sample import sample_seed
 from syntheocc.engine.files import read_json
 from syntheocc.occupancy.data.generated import edited_samples
 from syntheocc.occupancy.data.infos import read_infos
@@ -166,7 +167,7 @@ def test_what_is_generated_and_what_is_the_original(street_root, generated):
 
 def test_killed_and_started_again_it_gives_the_same_bytes(street_root, tiny_model, generated, tmp_path, monkeypatch):
     out = tmp_path / "again"
-    whole, calls = generate._SampleMaker.__call__, []
+    whole, calls = generate.SampleMaker.__call__, []
 
     def dies(self, frame):
         calls.append(frame.token)
@@ -174,7 +175,7 @@ def test_killed_and_started_again_it_gives_the_same_bytes(street_root, tiny_mode
             monkeypatch.setattr(self.outputs, "write_record", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         return whole(self, frame)
 
-    monkeypatch.setattr(generate._SampleMaker, "__call__", dies)
+    monkeypatch.setattr(generate.SampleMaker, "__call__", dies)
     assert exit_status(run, job(street_root, tiny_model, out)) == 130
     assert not (out / "v1.0-trainval").exists() and len(list((out / "generated" / "records").iterdir())) == 1
     monkeypatch.undo()

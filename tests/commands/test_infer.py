@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from syntheocc.commands import exit_status, mpi
-from syntheocc.commands.generate import GenerateConfig, InferConfig, run, sample_seed
+from syntheocc.commands.generate import GenerateConfig, InferConfig, run
+from syntheocc.commands.generate_sample import sample_seed
 from syntheocc.engine.files import read_json
 from syntheocc.engine.flags import parse_flags
 from syntheocc.engine.unpickling import safe_load

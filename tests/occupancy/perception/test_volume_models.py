@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from recorded_passes import assert_trains_alike
 from rendered_scene import FREE, TINY_GRID, scene_batch
 
 from syntheocc.occupancy.perception.batch import collate
@@ -15,7 +14,6 @@ from syntheocc.occupancy.perception.splattingocc.step import RenderOccStep, Spla
 from syntheocc.occupancy.perception.transforms import GridTransform
 from syntheocc.occupancy.perception.view_transform import LiftCameras
 from syntheocc.occupancy.perception.volume_model import VolumeModel, VolumeOutput
-from syntheocc.occupancy.perception.volume_recorded import RecordedVolumeModel
 from syntheocc.occupancy.perception.volume_step import VolumeStep, unaugmented, voxel_losses
 from syntheocc.occupancy.rendering.compositing import raw_alpha, shift_of
 from syntheocc.occupancy.rendering.dvgo import DvgoSettings
@@ -387,43 +385,3 @@ def test_dropout_does_not_depend_on_how_a_batch_is_divided():
     together = depths(batch.images, cameras, [0, 1])
     torch.testing.assert_close(depths(batch.images[1:], alone, [1]), together[1:], atol=1e-5, rtol=1e-4)
     assert not torch.allclose(together[0], together[1])  # the same images, other units
-
-
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize(("name", "dtype"), [("occflownet", None), ("learned", None), ("occflownet", torch.bfloat16)])
-def test_recorded_passes_train_alike(name, dtype, device):
-    model, _ = build(name)
-    without_dropout(model).to(device).train()
-    batch = scene_batch(samples=2)
-    images, cameras = batch.images.to(device), LiftCameras.of_batch(batch).to(device)
-
-    def loss_of(output):
-        found = [output.raw, output.logits, output.depth_logits, *([] if output.extras is None else [output.extras])]
-        return torch.stack([value.float().square().mean() for value in found]).sum()
-
-    assert_trains_alike(
-        model, RecordedVolumeModel(model, dtype), lambda network: network(images, cameras), loss_of, dtype
-    )
-
-
-def test_a_recorded_model_answers_in_a_step_without_generators():
-    """Recorded passes draw from torch's own state: samples with generators of their own do not use them."""
-    model, step = build("occflownet")
-    without_dropout(model)
-    batch, asked = scene_batch(samples=2), []
-
-    class Recorded(RecordedVolumeModel):
-        def __call__(self, images, cameras):
-            asked.append(len(images))
-            return super().__call__(images, cameras)
-
-    step.recorded = Recorded(model)
-    step(batch, 0, [0, 1])
-    assert not asked
-    step.generator_of = None
-    torch.manual_seed(3)
-    found = step(batch, 0, [0, 1])
-    assert asked == [2]
-    step.recorded = None
-    torch.manual_seed(3)
-    assert {k: v.item() for k, v in step(batch, 0, [0, 1]).items()} == {k: v.item() for k, v in found.items()}
