@@ -1,5 +1,6 @@
 """What ``--as_dataset`` adds to a job of `commands.generate`: its settings, its splits, the tables it cuts down."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -53,17 +54,35 @@ def finish(
     from syntheocc.commands.dataset import finish_dataset
 
     splits: dict[str, list[Frame]] = {}
-    names: tuple[Literal["train", "val"], ...] = (
-        ("train", "val") if config.gen_train_or_val == "trainval" and not config.info_path else ()
-    )
-    of = {
-        token: name
-        for name in names
-        for token in (f.token for f in replace(config, gen_train_or_val=name, max_samples=None).read_frames()[0])
-    }
+    of = _splits_of(config)
     for frame in frames:
         splits.setdefault(of.get(frame.token, config.gen_train_or_val), []).append(frame)
     finish_dataset(outputs, splits, _tables_of(config, frames), settings, tally)
+
+
+def _splits_of(config: "GenerateConfig") -> dict[str, str]:
+    """Token -> split, of samples whose split is not simply `--split`.
+
+    Info files say it in their names (``..._train.pkl``); tables, where both splits are asked for, by their scenes.
+    """
+    everything = replace(config, max_samples=None)
+    if config.info_path:
+        named = {path: _split_in_name(path) for path in config.info_path}
+        # Reading a large file once more is worth it only where its name says something else.
+        return {
+            frame.token: name
+            for path, name in named.items()
+            if name not in (None, config.gen_train_or_val)
+            for frame in replace(everything, info_path=(path,)).read_frames()[0]
+        }
+    names: tuple[Literal["train", "val"], ...] = ("train", "val") if config.gen_train_or_val == "trainval" else ()
+    return {f.token: name for name in names for f in replace(everything, gen_train_or_val=name).read_frames()[0]}
+
+
+def _split_in_name(path: str) -> str | None:
+    """Train, val or test, if a file's name has exactly one of these words."""
+    words = {word for word in re.split(r"[\W_]+", Path(path).stem) if word in ("train", "val", "test")}
+    return words.pop() if len(words) == 1 else None
 
 
 def check_edited_tables(config: "GenerateConfig", frames: Sequence["Frame"]) -> None:

@@ -255,6 +255,16 @@ def test_infos_without_tables_become_a_data_root(tiny_dataset, tiny_model, tmp_p
     assert replace(tiny_dataset, root=tmp_path / "out").label_path(1).is_file()
 
 
+@pytest.mark.parametrize(("name", "split"), [("tiny_infos_val.pkl", "val"), ("of_training.pkl", "train")])
+def test_info_files_say_their_split_in_their_names(tiny_dataset, tiny_model, tmp_path, name, split):
+    shutil.copy(tiny_dataset.info, tmp_path / name)
+    given = {"info_path": (str(tmp_path / name),), "occ_kind": "syntheocc_coarse", "max_samples": 1}
+    assert exit_status(run, job(tiny_dataset.root, tiny_model, tmp_path / "out", **given)) == 0
+    written = {path.name for path in (tmp_path / "out").glob("*.pkl")}
+    assert info_file("mmdet3d_v1.0", split) in written
+    assert all(split in file for file in written)
+
+
 def test_what_is_refused(street_root, tiny_model, tiny_dataset, tmp_path, capsys):
     assert exit_status(run, job(street_root, tiny_model, street_root)) == 2
     assert "is the data root itself" in capsys.readouterr().err
