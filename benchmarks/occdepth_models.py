@@ -12,6 +12,7 @@ predictions as npz. All of it is bounded by `--seconds`.
 
 import argparse
 import copy
+import gc
 import time
 from dataclasses import replace
 from itertools import count as numbers_from
@@ -22,7 +23,7 @@ import torch
 from occdepth_report import figures_of, summarise
 from occdepth_world import StereoOrder, StereoPairs, make_pairs
 from perception_data import Workshop
-from perception_models import Arm, Contender, Schedule, Training, recording_agrees
+from perception_models import Arm, Contender, Schedule, Training, recorded_where_it_agrees
 from perception_run import save_arrays
 from perception_scores import commonest
 from processes import Clock, agreed, device_of, fair_share, group, kept_going
@@ -108,7 +109,7 @@ def contender(args: argparse.Namespace) -> Contender:
 
     def losses(model: OccDepth, batch: StereoBatch, dtype: torch.dtype | None) -> dict[str, Tensor]:
         batch.frustums = None if batch.frustums is None else batch.frustums[:, : model.config.num_views]
-        network = vars(model).get("recorded", model)
+        network = vars(model).get("recorded") or model
         with torch.autocast(batch.images.device.type, dtype, enabled=dtype is not None):
             output = network(batch.images, StereoCameras.of_batch(batch))
         return model.losses(output, batch)
@@ -162,7 +163,9 @@ def run(args: argparse.Namespace) -> dict | None:
     with group(ranks, device):
         pairs, exams, facts = world(args, config, ranks, device, clock, say)
         mine = ranks.share(arms)
-        model = recorded_where_it_agrees(model, mine, pairs, args, facts, say)
+        trial = Schedule(12, args.batch, 1e-3, args.seed)
+        own = [arm_of(name) for name in mine]
+        model, facts["recorded"] = recorded_where_it_agrees(model, own, pairs, trial, ranks, say)
         schedule, steps, examining = planned(args, model, mine, pairs, exams, ranks, clock, say)
         facts |= {"schedule": vars(schedule), "learning_from": len(pairs)}
         failures: list[str] = []
@@ -217,18 +220,6 @@ def world(
     return pairs, exams, facts
 
 
-def recorded_where_it_agrees(
-    model: Contender, mine: list[str], pairs: StereoPairs, args: argparse.Namespace, facts: dict[str, Any], say: Any
-) -> Contender:
-    """The contender, without recording its passes where that goes another way than plain training."""
-    if not pairs.images.is_cuda or not mine:
-        return model
-    fault = recording_agrees(model, arm_of(mine[0]), pairs, Schedule(12, args.batch, 1e-3, args.seed))
-    say(f"steps recorded as CUDA graphs: {fault or 'yes'}", everyone=True)
-    facts["recorded"] = fault is None
-    return model if fault is None else replace(model, record=None)
-
-
 def planned(
     args: argparse.Namespace, model: Contender, mine: list[str], pairs: StereoPairs, exams: dict[str, StereoPairs],
     ranks: Ranks, clock: Clock, say: Any,
@@ -254,6 +245,7 @@ def planned(
             say(f"{name}: {step:.3f} s a step, {asked:.1f} s for the exams", everyone=True)
             stepping[name], examining = step, examining + asked
             del training
+            gc.collect()  # its recording too
         if mine:
             fit = (clock.left() - examining - RESERVE) / (1.03 * sum(stepping.values()))
         fit = agreed(fit, ranks, pairs.images.device, "min")

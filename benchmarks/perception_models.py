@@ -5,11 +5,12 @@ model is another row.
 """
 
 import copy
+import gc
 import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,7 @@ from perception_data import ACCUMULATED, EXACT, Drives
 from torch import Tensor, nn
 
 from syntheocc.engine.files import atomic_write_json
+from syntheocc.engine.ranks import Ranks
 from syntheocc.occupancy.grids import Preset
 from syntheocc.occupancy.perception.batch import OccupancyBatch
 from syntheocc.occupancy.perception.sparseocc import SparseOcc, presets
@@ -104,7 +106,7 @@ def sparseocc(preset: str, image_size: tuple[int, int], **changes: Any) -> Conte
 
     def losses(model: SparseOcc, batch: OccupancyBatch, dtype: torch.dtype | None) -> dict[str, Tensor]:
         assert batch.semantics is not None
-        network = vars(model).get("recorded", model)
+        network = vars(model).get("recorded") or model
         with torch.autocast(batch.images.device.type, dtype, enabled=dtype is not None):
             output = network(batch.images, batch.ego2img)
         # Every process trains a model of its own, and would else wait for the others.
@@ -349,3 +351,20 @@ def recording_agrees(contender: Contender, arm: Arm, drives: Drives, schedule: S
     means = [sum(losses[-6:]) / 6 for losses in (plain, recorded)]
     apart = abs(means[1] - means[0]) / means[0]
     return None if apart < 0.05 else f"losses differ by {apart:.3f}: {means[0]:.2f} and {means[1]:.2f}"
+
+
+def recorded_where_it_agrees(
+    contender: Contender, arms: Sequence[Arm], drives: Drives, schedule: Schedule, ranks: Ranks, say: Any
+) -> tuple[Contender, bool | None]:
+    """The contender, without recording its passes where any of this rank's arms then learns otherwise.
+
+    Returns:
+        the contender; and whether all ranks record, None where nothing could be.
+    """
+    if contender.record is None or not drives.images.is_cuda:
+        return contender, None
+    fault = next((f for f in (recording_agrees(contender, arm, drives, schedule) for arm in arms) if f), None)
+    gc.collect()  # the trials' recordings: a model and its recording refer to one another
+    say(f"steps recorded as CUDA graphs: {fault or 'yes'}", everyone=True)
+    everywhere = all(other is None for other in ranks.gather(fault))
+    return contender if fault is None else replace(contender, record=None), everywhere

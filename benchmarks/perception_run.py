@@ -1,5 +1,6 @@
 """One run of perception.py: drives, arms, exams, in that order and within the time."""
 
+import gc
 import shutil
 import time
 from argparse import Namespace
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from perception_checks import checked_operators
 from perception_data import ACCUMULATED, EXACT, Drives, Exam, Order, Workshop, drives_of_all, exam_of_all
-from perception_models import ARMS, MODELS, Arm, Contender, Schedule, Training, recording_agrees
+from perception_models import ARMS, MODELS, Arm, Contender, Schedule, Training, recorded_where_it_agrees
 from perception_scores import AT_ONCE, best_setting, commonest, constant, count
 from processes import Clock, agreed, device_of, fair_share, group, kept_going
 from safetensors.torch import save_file
@@ -56,13 +57,10 @@ def run(args: Namespace) -> dict | None:
         facts["operators"] = checked_operators(device)
         say(f"operators: {facts['operators'] or 'plain torch'}", everyone=True)
         failures: list[str] = []
-        if drives.images.is_cuda and mine and contender.record is not None:
-            trial = Schedule(12, args.batch, 1e-3, args.seed)
-            fault = recording_agrees(contender, ARMS[mine[0]], drives, trial)
-            say(f"steps recorded as CUDA graphs: {fault or 'yes'}", everyone=True)
-            facts["recorded"] = fault is None
-            if fault is not None:
-                contender = replace(contender, record=None)
+        trial = Schedule(12, args.batch, 1e-3, args.seed)
+        contender, facts["recorded"] = recorded_where_it_agrees(
+            contender, [ARMS[name] for name in mine], drives, trial, ranks, say
+        )
         schedule, steps = planned(args, contender, mine, drives, exams, ranks, clock, say)
         facts |= {"schedule": vars(schedule), "learning_from": len(drives)}
         say(f"every arm has {schedule.steps} steps of {schedule.batch} samples, {clock.left():.0f} s are left")
@@ -213,6 +211,8 @@ def step_seconds(
     scored = sum(len(one.rows) for one in exams.values())
     # The development scenes are asked twice.
     examining = (_now(drives) - began) * (scored + len(exam.rows)) / len(few.rows)
+    del training
+    gc.collect()  # its recording too
     return stepping, examining, parts
 
 

@@ -44,6 +44,11 @@ def assert_trains_alike(
         rounding = 1e-4 if dtype is None else 1e-2
         assert found[0][0] == pytest.approx(found[1][0], rel=rounding), step
         seen.append(found[1][0])
+        both = zip(found[0][1], found[1][1], strict=True)
+        pairs = [(one, other) for one, other in both if one is not None and other is not None]
+        apart = sum(float((other - one).double().square().sum()) for one, other in pairs) ** 0.5
+        whole = sum(float(one.double().square().sum()) for one, _ in pairs) ** 0.5
+        assert apart < (1e-3 if dtype is None else 0.1) * whole
         for one, other in zip(found[0][1], found[1][1], strict=True):
             if one is None or other is None:
                 # A replay gives zeros for what an output without a gradient led to.

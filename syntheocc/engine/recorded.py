@@ -70,11 +70,19 @@ class RecordedModel(ABC):
     (an earlier output, a loss): what does keeps their gradients on its stream.
 
     Args:
-        model: in training mode. Its parameters may be changed in place, not replaced.
+        model: in training mode. Its parameters may be changed in place, not replaced. Before the recording it is run
+            three times, which moves running statistics.
         dtype: of autocast; None computes in the weights' own.
+
+    Raises:
+        ValueError: a model with gradient checkpointing, which sets random states while it is recorded.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None):
+        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+            raise ValueError(
+                "gradient checkpointing cannot be recorded: call gradient_checkpointing_enable(False) before"
+            )
         self.model, self.dtype = model, dtype
         self._networks = RecordedNetworks([p for p in model.parameters() if p.requires_grad])
         self._present: dict[tuple, list[bool]] = {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from syntheocc.occupancy.constants import constant
+from syntheocc.occupancy.constants import passing_constant
 from syntheocc.worlds.scene import Scene
 from syntheocc.worlds.textures import Atlas, layer_of
 
@@ -98,7 +98,7 @@ def sky_color(light: Lighting, directions: Tensor, atlas: Atlas, detailed: bool)
     """Radiance of the sky, float32 [M, 3], in unit directions [M, 3]; reflections need no clouds and no sun's disc."""
 
     def new(values: Sequence[float]) -> Tensor:
-        return constant(values, directions)
+        return passing_constant(values, directions)
 
     zenith, horizon, fog = new(light.zenith), new(light.horizon), new(light.fog)
     up = directions[:, 2].clamp_min(0)

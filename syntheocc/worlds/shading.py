@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from syntheocc.occupancy.constants import constant
+from syntheocc.occupancy.constants import passing_constant
 from syntheocc.worlds.geometry import SceneGeometry
 from syntheocc.worlds.intersect import shape_normals
 from syntheocc.worlds.lighting import Lighting, sky_color
@@ -90,7 +90,7 @@ def surface_of_ground(around: Surroundings, image: Tensor, points: Tensor) -> tu
     angle = xy @ waves[:, 1:3].T + waves[:, 3]
     slope = ground.ramp.float() + (waves[:, 0] * angle.cos()) @ waves[:, 1:3]
     normal = torch.nn.functional.normalize(torch.cat([-slope, torch.ones_like(slope[:, :1])], -1), dim=-1)
-    cell = ((xy - constant(ground.origin, xy)) / ground.resolution).floor().long()
+    cell = ((xy - passing_constant(ground.origin, xy)) / ground.resolution).floor().long()
     nx, ny = ground.labels.shape
     flat = cell[:, 0].clamp(0, nx - 1) * ny + cell[:, 1].clamp(0, ny - 1)
     return normal, xy, ground.materials.reshape(-1)[flat].long(), ground.labels.reshape(-1)[flat]
@@ -124,7 +124,7 @@ def shade(
     light = around.light
 
     def new(values: float | Sequence[float]) -> Tensor:
-        return constant(values, rays)
+        return passing_constant(values, rays)
 
     points = rays * distance[:, None]
     row = around.geometry.table[material]
@@ -209,8 +209,8 @@ def _lamp_light(
     street = 0.055 * torch.exp(-((points[:, 2] + 1.0).clamp_min(0) / 6)) * (0.4 + 0.6 * normal[:, 2].clamp_min(0))
     window = (scaled * 4).floor().long()
     home = pane * ((window[:, 0] * 73856093 + window[:, 1] * 19349663 + 811) % 1009 > 720)
-    glow = (home * 0.5 * gain)[:, None] * constant([1.0, 0.72, 0.38], points)
-    warm = constant([1.0, 0.80, 0.55], points)
+    glow = (home * 0.5 * gain)[:, None] * passing_constant([1.0, 0.72, 0.38], points)
+    warm = passing_constant([1.0, 0.80, 0.55], points)
     return around.light.lamps * (
-        color * (lamp_light[:, None] * constant([1.0, 0.96, 0.88], points) + street[:, None] * warm) + glow
+        color * (lamp_light[:, None] * passing_constant([1.0, 0.96, 0.88], points) + street[:, None] * warm) + glow
     )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from syntheocc.occupancy.constants import constant
+from syntheocc.occupancy.constants import constant, passing_constant
 
 
 @pytest.mark.parametrize("values", [(1, 2), (1.0, 2.0), (True, False), [[1, 2], [3, 4]], 0.5, torch.Size([3, 4])])
@@ -37,3 +37,22 @@ def test_made_in_inference_mode_it_serves_training():
     x = torch.ones(2, requires_grad=True)
     (x * constant((11.0, 12.0), "cpu")).sum().backward()
     assert x.grad.equal(kept)
+
+
+def test_what_passes_makes_room_for_others_and_what_stays_does_not():
+    """A recorded graph reads a constant at the address that it had."""
+    kept, passing = constant((0.123, 0.456), "cpu"), passing_constant((0.123, 0.456), "cpu")
+    for number in range(4100):
+        passing_constant((float(number), 0.5), "cpu")
+        constant((float(number % 50), 0.25), "cpu")
+    assert constant((0.123, 0.456), "cpu") is kept
+    again = passing_constant((0.123, 0.456), "cpu")
+    assert again is not passing and again.equal(passing)
+
+
+def test_what_stands_for_a_tensor_is_not_kept():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        assert type(constant((0.321, 0.654), "cpu")) is not torch.Tensor
+    assert constant((0.321, 0.654), "cpu").tolist() == pytest.approx([0.321, 0.654])

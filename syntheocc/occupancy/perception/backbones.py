@@ -192,6 +192,16 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
+def forget_cast_weights() -> None:
+    """To be called between a pass without gradients and one with them, where one autocast holds both.
+
+    Autocast remembers the weights that it has cast. Before pytorch/pytorch#165068 those of a pass without gradients
+    served the next one too, whose weights then got none (pytorch/pytorch#112583).
+    """
+    if not torch.compiler.is_compiling():
+        torch.clear_autocast_cache()
+
+
 def checkpointed(block: nn.Module, x: Tensor) -> Tensor:
     """The block's output; its activations are computed again in the backward pass, without counting a batch twice."""
     if not any(isinstance(m, _BatchNorm) and m.training for m in block.modules()):

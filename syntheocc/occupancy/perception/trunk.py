@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from syntheocc.engine.dropout import Generators, Seeds, fold, seeds_of
 from syntheocc.occupancy.grids import GridSpec
-from syntheocc.occupancy.perception.backbones import checkpointed
+from syntheocc.occupancy.perception.backbones import checkpointed, forget_cast_weights
 from syntheocc.occupancy.perception.depth_net import DepthNet
 from syntheocc.occupancy.perception.image_encoders import StereoImageEncoder
 from syntheocc.occupancy.perception.stereo import cost_volume, current2previous
@@ -84,7 +84,8 @@ class TrunkGeometry(NamedTuple):
     img2grid: Tensor
     """float32 [B, F, V, 4, 4] of the F = bev_frames newest frames, see `image_to_grid`."""
     to_previous: Tensor
-    """float32 [B, F, V, 4, 4] from their pixels to those of the frame before each, see `current2previous`."""
+    """float32 [B, F, V, 4, 4] from their pixels to those of the frame before each (`current2previous`); zeros without
+    stereo."""
     vectors: Tensor
     """float32 [B, V, 27], see `LiftCameras.vectors`."""
 
@@ -148,9 +149,11 @@ class OccupancyTrunk(nn.Module):
         if shape[1] != config.num_frames:
             raise ValueError(f"ego2img must be [B, {config.num_frames}, V, 4, 4], got {shape}")
         current = cameras.ego2img[:, : config.bev_frames]
-        # One frame before each, of which only stereo knows.
-        previous = cameras.ego2img[:, 1 : 1 + config.bev_frames] if config.stereo else current
-        return TrunkGeometry(image_to_grid(current), current2previous(current, previous), cameras.vectors())
+        if config.stereo:
+            to_previous = current2previous(current, cameras.ego2img[:, 1 : 1 + config.bev_frames])
+        else:
+            to_previous = torch.zeros_like(current, dtype=torch.float32)
+        return TrunkGeometry(image_to_grid(current), to_previous, cameras.vectors())
 
     def forward(
         self, images: Tensor, cameras: LiftCameras | TrunkGeometry, generators: Generators = None
@@ -178,6 +181,8 @@ class OccupancyTrunk(nn.Module):
                 reference = self.image_encoder.stereo_map(images[:, config.bev_frames].flatten(0, 1))
         logits = None
         for t in range(config.bev_frames - 1, -1, -1):
+            if t == 0:
+                forget_cast_weights()
             with torch.set_grad_enabled(torch.is_grad_enabled() and t == 0):
                 volume, logits, reference = self._frame(images[:, t], geometry, t, reference, fold(seeds, t))
             volumes.append(volume)

@@ -60,3 +60,21 @@ def test_a_recorded_model_answers_in_a_step_without_generators():
     step.recorded = None
     torch.manual_seed(3)
     assert {k: v.item() for k, v in step(batch, 0, [0, 1]).items()} == {k: v.item() for k, v in found.items()}
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_older_frames_take_no_gradients_from_the_newest(device):
+    """One autocast holds both: weights that it cast without gradients must not serve the pass with them."""
+    model = build("occflownet").to(device)
+    batch = scene_batch(samples=2)
+    with torch.autocast(device, torch.bfloat16):
+        output = model(batch.images.to(device), LiftCameras.of_batch(batch).to(device))
+    (output.raw.float().square().mean() + output.logits.float().square().mean()).backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+
+def test_checkpointing_is_not_recorded():
+    model = build("occflownet")
+    model.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="gradient checkpointing cannot be recorded"):
+        RecordedVolumeModel(model)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from syntheocc.occupancy.perception.backbones import forget_cast_weights
 from syntheocc.occupancy.perception.occdepth.batch import StereoBatch
 from syntheocc.occupancy.perception.occdepth.config import OccDepthConfig
 from syntheocc.occupancy.perception.occdepth.depth_bins import expected_depth
@@ -164,6 +165,7 @@ class OccDepth(nn.Module):
         if config.detach_second_view and pictures == 2 and torch.is_grad_enabled():
             with torch.no_grad():
                 second = self.image_network(images[:, 1])
+            forget_cast_weights()
             first = self.image_network(images[:, 0])
             return {stride: torch.stack([first[stride], second[stride]], 1) for stride in first}
         # Both views at once: batch norms see them together, and one pass is faster than two.
