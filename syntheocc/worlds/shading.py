@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from syntheocc.occupancy.constants import passing_constant
+from syntheocc.occupancy.constants import constant, passing_constant
 from syntheocc.worlds.geometry import SceneGeometry
 from syntheocc.worlds.intersect import shape_normals
 from syntheocc.worlds.lighting import Lighting, sky_color
@@ -209,8 +209,8 @@ def _lamp_light(
     street = 0.055 * torch.exp(-((points[:, 2] + 1.0).clamp_min(0) / 6)) * (0.4 + 0.6 * normal[:, 2].clamp_min(0))
     window = (scaled * 4).floor().long()
     home = pane * ((window[:, 0] * 73856093 + window[:, 1] * 19349663 + 811) % 1009 > 720)
-    glow = (home * 0.5 * gain)[:, None] * passing_constant([1.0, 0.72, 0.38], points)
-    warm = passing_constant([1.0, 0.80, 0.55], points)
+    glow = (home * 0.5 * gain)[:, None] * constant([1.0, 0.72, 0.38], points)
+    warm = constant([1.0, 0.80, 0.55], points)
     return around.light.lamps * (
-        color * (lamp_light[:, None] * passing_constant([1.0, 0.96, 0.88], points) + street[:, None] * warm) + glow
+        color * (lamp_light[:, None] * constant([1.0, 0.96, 0.88], points) + street[:, None] * warm) + glow
     )

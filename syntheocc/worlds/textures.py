@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from syntheocc.occupancy.constants import passing_constant
+from syntheocc.occupancy.constants import constant
 from syntheocc.worlds.materials import PATTERNS, VARIANTS
 
 SIDE = 256
@@ -57,8 +57,8 @@ class Atlas:
         upper = torch.lerp(self.texels[rows_top + left].float(), self.texels[rows_top + right].float(), fx)
         lower = torch.lerp(self.texels[rows_bottom + left].float(), self.texels[rows_bottom + right].float(), fx)
         value = torch.lerp(upper, lower, fy)
-        scale = passing_constant([1 / 255, 2 / 255, 2 / 255, 2 / 255], value)
-        return value * scale - passing_constant([0.0, 0.0, 1.0, 1.0], value)
+        scale = constant([1 / 255, 2 / 255, 2 / 255, 2 / 255], value)
+        return value * scale - constant([0.0, 0.0, 1.0, 1.0], value)
 
 
 @lru_cache(maxsize=8)
